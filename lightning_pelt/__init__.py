@@ -1,0 +1,52 @@
+"""Gated parameter-efficient tuning of Hugging Face transformers for PyTorch Lightning."""
+
+from typing import TYPE_CHECKING, Any
+
+from lightning_pelt.attach import Attachment, attach, detach
+from lightning_pelt.exchange import load_adapters, merge, save_adapters
+from lightning_pelt.gate import Gate
+from lightning_pelt.methods import IA3, Adapter, BitFit, LoRA, Prefix
+from lightning_pelt.plan import FullFineTuning, Group, HeadOnly, Plan, UniPELT
+
+if TYPE_CHECKING:
+    from lightning_pelt.callbacks import GateMonitor, GateSchedule, ParameterCount, PELTCallback
+    from lightning_pelt.module import PELTModule
+
+__all__ = [
+    "IA3",
+    "Adapter",
+    "Attachment",
+    "BitFit",
+    "FullFineTuning",
+    "Gate",
+    "GateMonitor",
+    "GateSchedule",
+    "Group",
+    "HeadOnly",
+    "LoRA",
+    "PELTCallback",
+    "PELTModule",
+    "ParameterCount",
+    "Plan",
+    "Prefix",
+    "UniPELT",
+    "attach",
+    "detach",
+    "load_adapters",
+    "merge",
+    "save_adapters",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The names that need Lightning, which a plain ``attach`` does not wait for."""
+    if name == "PELTModule":
+        from lightning_pelt.module import PELTModule
+
+        return PELTModule
+    if name in __all__:
+        from lightning_pelt import callbacks
+
+        return getattr(callbacks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,173 @@
+"""Prefixes inside transformers' attention interface.
+
+Every attention module asks ``AttentionInterface.get_interface`` for its attention function. That one
+method is wrapped once: modules without a prefix get their function back as it was, and for modules
+with one the prefix is prepended to the keys and values, behind positions and cache. So the
+configured implementation keeps its name, real tokens keep their positions, the cache holds real
+tokens alone, and activation checkpointing replays it like any other computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+
+class PrefixSource(Protocol):
+    """What an attention module carries as ``pelt_prefix``."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def __call__(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def gate_value(self) -> Tensor | None: ...
+
+
+AttentionFunction = Callable[..., tuple[Tensor, Any]]
+
+
+def install() -> None:
+    """Wrap the interface, once per process. Without prefixes the wrapping does nothing."""
+    if getattr(AttentionInterface.get_interface, "knows_prefixes", False):
+        return
+    original = AttentionInterface.get_interface
+
+    def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
+        return _with_prefix(original(self, name, default), name or "eager")
+
+    get_interface.knows_prefixes = True  # type: ignore[attr-defined]
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+
+
+@cache
+def _with_prefix(function: AttentionFunction, name: str) -> AttentionFunction:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
+        prefix: PrefixSource | None = module.__dict__.get("pelt_prefix")
+        if prefix is None:
+            return function(module, query, key, value, mask, *args, **kwargs)
+        if kwargs.get("cache") is not None:
+            raise ValueError(
+                "a prefix cannot be used with a paged cache, which is written inside the attention "
+                "function and would keep the prefix: generate without continuous batching"
+            )
+        prefix_key, prefix_value = prefix(key, value)
+        gate = prefix.gate_value()
+        if gate is not None and prefix.closed:
+            # No columns at all, rather than null tokens that absorb attention. All weights stay in
+            # the graph, with zero gradients: DDP waits for every one of them.
+            if torch.is_grad_enabled():
+                nothing = 0.0 * (prefix_key.sum() + prefix_value.sum() + gate.sum())
+                key = key + nothing.to(key.dtype)
+            return function(module, query, key, value, mask, *args, **kwargs)
+        length = prefix_key.shape[2]
+        mask = extend_mask(
+            mask, length, module=module, query=query, keys=key.shape[2], name=name, kwargs=kwargs
+        )
+        if kwargs.get("position_bias") is not None:
+            kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
+        if gate is None or gate.dim() < 3 or gate.shape[1] == 1:
+            if gate is not None:
+                prefix_key = (prefix_key * gate.reshape(-1, 1, 1, 1)).to(key.dtype)
+                prefix_value = (prefix_value * gate.reshape(-1, 1, 1, 1)).to(value.dtype)
+            key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], 2)
+            value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], 2)
+            return function(module, query, key, value, mask, *args, **kwargs)
+        kwargs.setdefault("scaling", None)
+        if kwargs["scaling"] is None:
+            kwargs["scaling"] = query.shape[-1] ** -0.5
+        query, key, value = _per_token(query, key, value, prefix_key, prefix_value, gate)
+        output, weights = function(module, query, key, value, mask, *args, **kwargs)
+        real, prefixed = output.chunk(2, -1)  # (B, T, heads, d) each
+        return real + (gate[..., None] * prefixed).to(real.dtype), weights
+
+    return attention
+
+
+def _per_token(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    gate: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention in which every query scales the prefix by a gate of its own.
+
+    A gate g_t of the query t would need its own keys g_t P_K. In twice the width it does not: with
+    q' = [q, g q], real keys [k, 0] and prefix keys [0, p], the scores are q k and g q p, in one
+    softmax; with values [v, 0] and [0, p] both sums come out side by side, the second to be gated.
+    Exact on any kernel, causal and cached.
+
+    Shapes: query (B, heads, T, d), key and value (B, kv, S, d), prefixes (1, kv, L, d), gate (B, T, 1).
+    """
+
+    def beside(prefix: Tensor, real: Tensor) -> Tensor:
+        width = real.shape[-1]
+        prefix = prefix.to(real.dtype).expand(real.shape[0], -1, -1, -1)
+        return torch.cat([F.pad(prefix, (width, 0)), F.pad(real, (0, width))], 2)
+
+    scaled = (query * gate[:, None]).to(query.dtype)
+    return torch.cat([query, scaled], -1), beside(prefix_key, key), beside(prefix_value, value)
+
+
+def extend_mask(
+    mask: Any, length: int, *, module: nn.Module, query: Tensor, keys: int, name: str, kwargs: dict
+) -> Any:
+    """``mask`` with ``length`` columns in front that every query sees, for any kind of mask.
+
+    Where no mask is given and SDPA would be told to be causal, a mask is made: SDPA aligns a causal
+    triangle with the first key, which is the prefix's, and so would hide the last real tokens.
+    """
+    if mask is None:
+        return _causal_mask(length, module, query, keys, kwargs) if "sdpa" in name else None
+    if not isinstance(mask, Tensor):
+        return _extend_block_mask(mask, length, query, keys)
+    if mask.dim() == 2:  # flash attention's padding mask
+        if kwargs.get("sliding_window"):
+            raise ValueError(
+                "a sliding window in flash attention would hide the prefix from late tokens: use "
+                "attn_implementation='sdpa'"
+            )
+        return F.pad(mask, (length, 0), value=1)
+    return F.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def _causal_mask(
+    length: int, module: nn.Module, query: Tensor, keys: int, kwargs: dict
+) -> Tensor | None:
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    queries = query.shape[2]
+    if not causal or queries == 1:
+        return None
+    rows = torch.arange(queries, device=query.device)[:, None] + (keys - queries)
+    visible = rows >= torch.arange(keys, device=query.device)[None]
+    return F.pad(visible, (length, 0), value=True)[None, None]
+
+
+def _extend_block_mask(mask: Any, length: int, query: Tensor, keys: int) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    original = mask.mask_mod
+
+    def visible(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return (column < length) | original(batch, head, row, (column - length).clamp(min=0))
+
+    return create_block_mask(
+        visible, mask.shape[0], None, mask.seq_lengths[0], keys + length, device=str(query.device)
+    )

@@ -1,0 +1,17 @@
+"""Data modules: where the rows come from, and batches of similar length."""
+
+from lightning_pelt.data.base import TextDataModule
+from lightning_pelt.data.causal_text import CausalText
+from lightning_pelt.data.glue import GLUE
+from lightning_pelt.data.stdlib_docs import StdlibDocs
+from lightning_pelt.data.text import TextClassification
+from lightning_pelt.data.text_to_text import TextToText
+
+__all__ = [
+    "GLUE",
+    "CausalText",
+    "StdlibDocs",
+    "TextClassification",
+    "TextDataModule",
+    "TextToText",
+]

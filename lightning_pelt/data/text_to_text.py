@@ -1,0 +1,75 @@
+"""A text for a text: the user's own sources and targets, for encoder-decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_pelt.data.reading import Column, Text
+from lightning_pelt.data.tables import TableDataModule
+
+
+class TextToText(TableDataModule):
+    """A target text for each source text. The labels of a batch are the target's tokens.
+
+    Args:
+        backbone: hub id or folder whose tokenizer is used.
+        source: name of the column of the source.
+        target: name of the column of the target.
+        prefix: put before each source ("summarize: ").
+        max_target_length: tokens per target; by default ``max_length``.
+        label_names: the targets that there are, for metrics of classification.
+        **table: see :class:`TableDataModule` (train, dev, test, predict, dataset, ...).
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        source: str = "source",
+        target: str = "target",
+        prefix: str = "",
+        max_target_length: int | None = None,
+        label_names: list[str] | None = None,
+        **table: Any,
+    ) -> None:
+        super().__init__(backbone, **table)
+        self.source = source
+        self.target = target
+        self.prefix = prefix
+        self.max_target_length = max_target_length
+        self.label_names = label_names
+
+    @property
+    def labels(self) -> list[str] | None:
+        """``label_names``."""
+        return self.label_names
+
+    def strings(self) -> list[str]:
+        """Source and target."""
+        return [self.source, self.target]
+
+    def columns(self, split: str) -> Mapping[str, Column]:
+        """``source``, and ``target`` unless it is to be predicted."""
+        columns = {"source": Column(self.source, Text())}
+        if split != "predict":
+            columns["target"] = Column(self.target, Text())
+        return columns
+
+    def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
+        """Tokens of the prefixed source, and of the target as ``labels``."""
+        sources = [self.prefix + source for source in rows["source"]]
+        tokens = self.tokenizer(sources, truncation=True, max_length=self.max_length)
+        if split == "predict":
+            return dict(tokens)
+        length = self.max_target_length or self.max_length
+        return {**tokens, "labels": encode_targets(self.tokenizer, rows["target"], length)}
+
+
+def encode_targets(
+    tokenizer: PreTrainedTokenizerBase, targets: list[str], max_length: int
+) -> list[list[int]]:
+    """The tokens of target texts, as the decoder is to produce them."""
+    return tokenizer(text_target=targets, truncation=True, max_length=max_length)["input_ids"]

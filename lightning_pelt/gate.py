@@ -1,0 +1,221 @@
+"""Gates: how much a submodule contributes, learned from what the submodule reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_pelt.anatomy import MaskArgument, Source
+from lightning_pelt.errors import unknown
+from lightning_pelt.submodule import Removable, Submodule, argument
+
+Pool = Literal["auto", "masked", "all", "token"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    r"""How the submodules of a method are gated.
+
+    :math:`g = \operatorname{pool}_t \sigma(w \cdot x_t + b)`, the average of sigmoids of UniPELT
+    (Mao et al., 2022, section 3.2; https://arxiv.org/abs/2110.07577).
+
+    Args:
+        pool: ``masked`` averages over real tokens; ``all`` over padding too, as the authors' code
+            does; ``token`` does not average, so nothing of a later token reaches an earlier one and
+            cached decoding equals the full pass. ``auto`` is ``token`` on causal stacks and
+            ``masked`` elsewhere. Gates on norms, and on what lies outside the blocks, are per token.
+        shared: one gate for all sites of the method that read the same tensor, not one per site.
+        learned: False leaves only the openness that a schedule sets, without any weights.
+        init_std: standard deviation of the initial weights.
+        init_bias: the initial bias; 0 starts the gate at about a half.
+    """
+
+    pool: Pool = "auto"
+    shared: bool = False
+    learned: bool = True
+    init_std: float = 0.02
+    init_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pool not in get_args(Pool):
+            raise unknown("pool of a gate", self.pool, get_args(Pool))
+        if self.init_std < 0:
+            raise ValueError(f"init_std is {self.init_std}: a standard deviation is at least 0")
+
+
+class Padding:
+    """The attention mask of one block, kept for the gates that read other tensors of the block.
+
+    It is read from the attention module's own arguments, which activation checkpointing replays, so
+    that a recomputed gate sees the mask it saw at first.
+    """
+
+    def __init__(self, where: MaskArgument) -> None:
+        self.where = where
+        self.mask: Any = None
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        host = model.get_submodule(self.where.path)
+        return [host.register_forward_pre_hook(self._keep, with_kwargs=True)]
+
+    def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = args[self.where.position] if len(args) > self.where.position else None
+        self.mask = kwargs.get(self.where.name, given)
+
+    def real(self) -> Tensor | None:
+        """(B, T) or (1, T), true where a token is real; None when nothing is padded."""
+        return real_tokens(self.mask)
+
+
+def real_tokens(mask: Any) -> Tensor | None:
+    """Which keys some query sees, for any of transformers' kinds of attention mask.
+
+    Shapes: (B, T) or (B, 1 or heads, T or 1, T) -> (B, T). Boolean and integer masks say what is
+    seen, floating-point masks are added to the scores.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):  # flex attention's BlockMask
+        from torch.nn.attention.flex_attention import create_mask
+
+        queries, keys = mask.seq_lengths
+        mask = create_mask(
+            mask.mask_mod, mask.shape[0], None, queries, keys, mask.kv_indices.device
+        )
+    if mask.is_floating_point() and mask.dim() > 2:
+        mask = mask > torch.finfo(mask.dtype).min / 2
+    seen = mask.bool()
+    return seen if seen.dim() == 2 else seen.flatten(1, -2).any(1)
+
+
+class GateLayer(Submodule):
+    """All gates that read one tensor, as one matrix product.
+
+    Each gate has a weight of shape (1, width) and a bias of shape (1,), parameters of their own, so
+    that each can be held or closed alone. The buffer ``open`` (n,) multiplies the gates; schedules
+    write it. Sigmoid and pooling run in fp32.
+    """
+
+    transient = ("live",)
+
+    def __init__(self, width: int, names: Sequence[str], *, gate: Gate, pool: Pool) -> None:
+        super().__init__()
+        self.names = [name.replace(".", "_") for name in names]
+        self.gate, self.pool, self.width = gate, pool, width
+        self.openness = [1.0] * len(self.names)  # on the host, so that nobody waits for the device
+        self.source: Source | None = None
+        self.padding: Padding | None = None
+        self.live: Tensor | None = None
+        self.last: Tensor | None = None
+        for name in self.names if gate.learned else ():
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(1, width)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(1)))
+        self.register_buffer("open", torch.ones(len(self.names)))
+        self.register_load_state_dict_post_hook(_mirror_openness)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for name in self.names if self.gate.learned else ():
+            nn.init.normal_(getattr(self, f"{name}_weight"), std=self.gate.init_std)
+            nn.init.constant_(getattr(self, f"{name}_bias"), self.gate.init_bias)
+
+    def parameters_of(self, index: int) -> list[nn.Parameter]:
+        name = self.names[index]
+        return [getattr(self, f"{name}_{part}") for part in ("weight", "bias") if self.gate.learned]
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        if self.source is None:  # the method calls the layer on a tensor of its own
+            return []
+        host = model.get_submodule(self.source.path)
+        return [host.register_forward_pre_hook(self._read, with_kwargs=True)]
+
+    def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        assert self.source is not None
+        self(argument(args, kwargs, self.source.argument))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token; kept for the submodules to read."""
+        if not self.gate.learned:
+            self.live = self.open
+        else:
+            weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
+            bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
+            scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
+            self.live = self._pooled(torch.sigmoid(scores)) * self.open.float()
+        self.last = self.live.detach()
+        return self.live
+
+    def _pooled(self, gates: Tensor) -> Tensor:
+        if self.pool == "token":
+            return gates
+        real = self.padding.real() if self.padding is not None and self.pool == "masked" else None
+        if real is None:
+            return gates.flatten(1, -2).mean(1, keepdim=True)
+        if gates.dim() == 2:  # a feed-forward that flattens (B, T, n) to (B T, n)
+            pooled = self._mean(gates.unflatten(0, (-1, real.shape[1])), real)
+            return pooled.expand(-1, real.shape[1], -1).flatten(0, 1)
+        return self._mean(gates, real)
+
+    @staticmethod
+    def _mean(gates: Tensor, real: Tensor) -> Tensor:
+        weights = real.to(gates.dtype)[..., None]
+        return (gates * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+def _mirror_openness(layer: GateLayer, incompatible: Any) -> None:
+    layer.openness = [float(value) for value in layer.open.tolist()]
+
+
+class GateView:
+    """One gate of a model, by name: what it was in the last forward, and how far it may open.
+
+    Attributes:
+        name: ``07/lora.query``: block and site.
+        block, site, method: ``07``, ``lora.query``, ``lora``.
+    """
+
+    def __init__(self, name: str, method: str, layer: GateLayer, index: int) -> None:
+        self.name, self.method, self.layer, self.index = name, method, layer, index
+        self.block, _, self.site = name.partition("/")
+
+    def read(self) -> Tensor:
+        """The gate of the forward in flight: (B, 1, 1) pooled, (B, T, 1) per token."""
+        assert self.layer.live is not None, f"gate {self.name} is read before its input is seen"
+        return self.layer.live[..., self.index : self.index + 1]
+
+    @property
+    def value(self) -> Tensor | None:
+        """The gate in the last forward, detached, fp32: (B,) pooled, (B, T) per token, or None."""
+        if self.layer.last is None:
+            return None
+        last = self.layer.last[..., self.index]
+        return last.squeeze(1) if last.dim() == 2 and last.shape[1] == 1 else last
+
+    @property
+    def open(self) -> float:
+        """The factor in [0, 1] that a schedule puts on the gate."""
+        return self.layer.openness[self.index]
+
+    def set_open(self, openness: float) -> None:
+        """Let the gate open as far as ``openness`` in [0, 1]; 0 bypasses the submodule exactly.
+
+        Raises:
+            ValueError: ``openness`` lies outside [0, 1].
+        """
+        if not 0.0 <= openness <= 1.0:
+            raise ValueError(f"gate {self.name}: openness is {openness}, it must lie in [0, 1]")
+        with torch.no_grad():
+            self.layer.open[self.index] = openness
+        self.layer.openness[self.index] = float(openness)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight (1, d) and bias (1,); empty for a gate that is not learned."""
+        return self.layer.parameters_of(self.index)
+
+    def __repr__(self) -> str:
+        return f"GateView({self.name!r}, open={self.open:g})"

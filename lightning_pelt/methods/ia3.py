@@ -1,0 +1,76 @@
+"""(IA)3: learned rescaling of keys, values and inner activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.gate import Gate, GateView
+from lightning_pelt.method import Method, Part, Place
+from lightning_pelt.submodule import Removable, Submodule
+
+
+@dataclass(frozen=True)
+class IA3(Method):
+    r"""(IA)3 (Liu et al., 2022; https://arxiv.org/abs/2205.05638): :math:`l_k \odot k`,
+    :math:`l_v \odot v` and :math:`l_{ff} \odot \phi(W_1 x)`, every vector starting at one.
+
+    Gated, a vector acts as :math:`1 + g (l - 1)`.
+
+    Args:
+        sites: ``key`` and ``value`` rescale outputs, ``ffn.out`` its input.
+        gate: None is ungated.
+        name: of its parameter group, gates and log lines.
+    """
+
+    sites: Sequence[str] = ("key", "value", "ffn.out")
+    gate: Gate | None = None
+    name: str = "ia3"
+
+    def where(self, anatomy: Anatomy) -> list[Site]:
+        dense = any(site.role == "ffn.out" for site in anatomy.sites)
+        # A mixture of experts has no single inner activation: keys and values remain.
+        return anatomy.select([site for site in self.sites if dense or site != "ffn.out"])
+
+    def build(self, place: Place) -> list[Part]:
+        pairs = zip(place.sites, place.gates, strict=True)
+        return [
+            Part(site.path, f"{self.name}_{site.label.replace('.', '_')}", Rescale(site, gate))
+            for site, gate in pairs
+        ]
+
+
+class Rescale(Submodule):
+    """A vector that multiplies a linear layer's output, or the input of ``ffn.out``."""
+
+    def __init__(self, site: Site, gate: GateView | None) -> None:
+        super().__init__()
+        self.path, self.gate, self.channels = site.path, gate, site.channels
+        self.on_input = site.role == "ffn.out"
+        self.vector = nn.Parameter(torch.ones(site.d_in if self.on_input else site.d_out))
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        host = model.get_submodule(self.path)
+        if self.on_input:
+            return [host.register_forward_pre_hook(self._scale_input)]
+        return [host.register_forward_hook(self._scale_output)]
+
+    def _scale_input(self, module: nn.Module, args: tuple) -> tuple:
+        return (self(args[0]), *args[1:])
+
+    def _scale_output(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self(output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        change = self.vector - 1
+        if self.channels is not None:
+            rows = torch.tensor(self.channels, device=change.device)
+            change = change.new_zeros(x.shape[-1]).index_copy(0, rows, change)
+        if self.gate is not None:
+            change = change * self.gate.read()
+        return x * (1 + change).to(x.dtype)

@@ -1,0 +1,170 @@
+"""LoRA: a low-rank update beside a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_pelt.anatomy import Anatomy, Site, Source
+from lightning_pelt.gate import Gate, GateView
+from lightning_pelt.method import Method, Part, Place
+from lightning_pelt.submodule import Removable, Submodule, add_product, argument
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    r"""Low-rank adaptation, :math:`y = W x + s \, B A x` (Hu et al., 2022;
+    https://arxiv.org/abs/2106.09685).
+
+    The scale ``s`` is ``alpha / r``, or ``alpha / sqrt(r)`` with ``rslora`` (Kalajdzievski, 2023;
+    https://arxiv.org/abs/2312.03732). A gate takes its place, as in UniPELT.
+
+    Args:
+        r: rank of the update.
+        alpha: numerator of the scale; without effect when gated.
+        dropout: probability on the input of A, in training.
+        rslora: divide ``alpha`` by the square root of the rank.
+        sites: roles to extend: ``query``, ``key``, ``value``, ``output``, ``ffn.in``, ``ffn.out``,
+            or a glob such as ``*attention.*``.
+        gate: None is ungated.
+        name: of its parameter group, gates and log lines.
+
+    Raises:
+        ValueError: a rank below 1, or a dropout outside [0, 1).
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+    sites: Sequence[str] = ("query", "value")
+    gate: Gate | None = None
+    name: str = "lora"
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"LoRA has rank r={self.r}: it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA has dropout={self.dropout}: it must lie in [0, 1)")
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A: 1 when gated, since the gate takes its place."""
+        if self.gate is not None:
+            return 1.0
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
+
+    def where(self, anatomy: Anatomy) -> list[Site]:
+        found = anatomy.select(self.sites)
+        wrong = [
+            site.role
+            for site in found
+            if site.role in ("attention", "cross_attention", "ffn", "norm")
+        ]
+        if wrong:
+            raise ValueError(
+                f"LoRA extends linear layers, and {wrong[0]!r} is none: use query, value, "
+                "ffn.in, ffn.out, ... in LoRA(sites=...)"
+            )
+        return found
+
+    def build(self, place: Place) -> list[Part]:
+        down = LoRADown(self, place.sites[0].source, len(place.sites))
+        parts = [Part(place.sites[0].source.path, f"{self.name}_down", down)]
+        paths = dict.fromkeys(site.path for site in place.sites)
+        for path in paths:
+            here = [i for i, site in enumerate(place.sites) if site.path == path]
+            up = LoRAUp(
+                self, down, here, [place.sites[i] for i in here], [place.gates[i] for i in here]
+            )
+            parts.append(Part(path, f"{self.name}_up", up))
+        return parts
+
+
+class LoRADown(Submodule):
+    """The down-projections A of all sites that read one tensor, as one matrix product."""
+
+    transient = ("low",)
+
+    def __init__(self, method: LoRA, source: Source, sites: int) -> None:
+        super().__init__()
+        self.source = source
+        self.A = nn.Parameter(torch.empty(sites * method.r, source.width))
+        self.dropout = nn.Dropout(method.dropout) if method.dropout else None
+        self.low: Tensor | None = None
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        host = model.get_submodule(self.source.path)
+        return [host.register_forward_pre_hook(self._read, with_kwargs=True)]
+
+    def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.low = self(argument(args, kwargs, self.source.argument))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_in) -> (B, T, sites x r)."""
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return F.linear(x.to(self.A.dtype), self.A)
+
+
+class LoRAUp(Submodule):
+    """The up-projections B of the sites in one linear layer, added to its output."""
+
+    def __init__(
+        self,
+        method: LoRA,
+        down: LoRADown,
+        indices: Sequence[int],
+        sites: Sequence[Site],
+        gates: Sequence[GateView | None],
+    ) -> None:
+        super().__init__()
+        self.rank, self.scale, self.path = method.r, method.scale, sites[0].path
+        self.indices, self.gates = list(indices), list(gates)
+        self.keys = [site.label.replace(".", "_") for site in sites]
+        self.channels = [site.channels for site in sites]
+        self.__dict__["down"] = down  # a reference, not a child: the weights live in one place
+        for key, site in zip(self.keys, sites, strict=True):
+            self.register_parameter(f"B_{key}", nn.Parameter(torch.zeros(site.d_out, method.r)))
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        return [model.get_submodule(self.path).register_forward_hook(self._add)]
+
+    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self(output)
+
+    def forward(self, output: Tensor) -> Tensor:
+        """(B, T, d_out) -> (B, T, d_out)."""
+        low = self.__dict__["down"].low
+        parts = [
+            self._scaled(low, i, gate) for i, gate in zip(self.indices, self.gates, strict=True)
+        ]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return add_product(output, whole, self.weight(output.shape[-1]).T)
+
+    def _scaled(self, low: Tensor, index: int, gate: GateView | None) -> Tensor:
+        part = low[..., index * self.rank : (index + 1) * self.rank]
+        if gate is not None:
+            return part * gate.read().to(part.dtype)
+        return part if self.scale == 1 else part * self.scale
+
+    def weight(self, width: int) -> Tensor:
+        """(width, sites x r): each B in the rows of a fused projection that are its own."""
+        columns = []
+        for key, channels in zip(self.keys, self.channels, strict=True):
+            up = getattr(self, f"B_{key}")
+            if channels is not None:
+                rows = torch.tensor(channels, device=up.device)
+                up = up.new_zeros(width, self.rank).index_copy(0, rows, up)
+            columns.append(up)
+        return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+
+    def delta(self, width: int) -> Tensor:
+        """(width, d_in): what an ungated update adds to the weight, s B A."""
+        down = self.__dict__["down"].A.unflatten(0, (-1, self.rank))[self.indices].flatten(0, 1)
+        return self.scale * self.weight(width) @ down

@@ -1,0 +1,207 @@
+"""Prefix tuning: learned keys and values in front of the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from lightning_pelt import attention
+from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.gate import Gate, GateView
+from lightning_pelt.method import Method, Part, Place
+from lightning_pelt.submodule import Removable, Submodule
+
+
+@dataclass(frozen=True)
+class Prefix(Method):
+    r"""Prefix tuning (Li and Liang, 2021; https://arxiv.org/abs/2101.00190), with UniPELT's gate.
+
+    :math:`K' = [g P_K; K],\; V' = [g P_V; V]`. In training the prefixes of a stack come from one
+    table through one MLP, :math:`W_2 \tanh(W_1 E)`, evaluated once per forward; afterwards the MLP
+    folds into the prefixes themselves. Position embeddings do not shift.
+
+    Args:
+        length: number of prefix tokens.
+        mlp: hidden width of the shared MLP; None trains the keys and values themselves.
+        sites: ``attention``, ``cross_attention`` or both.
+        init_std: of table, MLP and flat prefixes, as the authors' code initialises them.
+        gate: None is ungated.
+        name: of its parameter group, gates and log lines.
+
+    Raises:
+        ValueError: a length or a width below 1.
+    """
+
+    length: int = 10
+    mlp: int | None = 512
+    sites: Sequence[str] = ("*attention",)
+    init_std: float = 0.02
+    gate: Gate | None = None
+    name: str = "prefix"
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"Prefix has length={self.length}: it must be at least 1")
+        if self.mlp is not None and self.mlp < 1:
+            raise ValueError(f"Prefix has mlp={self.mlp}: it must be at least 1, or null for none")
+
+    def where(self, anatomy: Anatomy) -> list[Site]:
+        if not anatomy.on_interface:
+            raise ValueError(
+                f"{anatomy.model_type} cannot take a prefix: its attention does not use transformers' "
+                "attention interface. LoRA, Adapter, BitFit and IA3 work on it; UniPELT without the "
+                "prefix is UniPELT(methods=[LoRA(), Adapter()])."
+            )
+        return [site for site in anatomy.select(self.sites) if site.heads is not None]
+
+    def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
+        if self.mlp is None:
+            return []
+        order = sorted(sites, key=lambda site: (site.stack, site.role))
+        groups = [
+            list(group) for _, group in groupby(order, key=lambda site: (site.stack, site.role))
+        ]
+        return [
+            Part(
+                anatomy.stack(group[0].stack).path,
+                self._key(group[0]),
+                PrefixEncoder(self, anatomy, group),
+            )
+            for group in groups
+        ]
+
+    def _key(self, site: Site) -> str:
+        return f"{self.name}_{site.stack}_{site.role}"
+
+    def build(self, place: Place) -> list[Part]:
+        (site,), (gate,) = place.sites, place.gates
+        encoder = place.shared.get(self._key(site))
+        return [Part(site.path, self.name, PrefixKV(self, site, gate, encoder))]
+
+    def deployed(self, sites: Sequence[Site], trained: int) -> int:
+        return sum(self.length * sum(key_value_widths(site)) for site in sites)
+
+    def folded(self) -> Prefix:
+        """The same method with keys and values in the MLP's place."""
+        return replace(self, mlp=None)
+
+
+def key_value_widths(site: Site) -> tuple[int, int]:
+    """Widths of all keys and of all values of one attention, (kv heads x d_k, kv heads x d_v)."""
+    assert site.heads is not None
+    heads = site.heads
+    return heads.count * heads.key_width, heads.count * heads.value_width
+
+
+class PrefixEncoder(Submodule):
+    """One table and one MLP for all prefixes of a stack, evaluated once per forward of the stack.
+
+    Its output (length, sum of widths) holds keys then values of the first block, then of the second,
+    ...: the authors' flattening order.
+    """
+
+    transient = ("prefixes",)
+
+    def __init__(self, method: Prefix, anatomy: Anatomy, sites: Sequence[Site]) -> None:
+        super().__init__()
+        assert method.mlp is not None
+        self.runner = anatomy.stack(sites[0].stack).path
+        self.sites = tuple(sites)
+        self.widths = [width for site in sites for width in key_value_widths(site)]
+        self.table = nn.Parameter(torch.empty(method.length, anatomy.width))
+        self.up = nn.Linear(anatomy.width, method.mlp)
+        self.out = nn.Linear(method.mlp, sum(self.widths))
+        self.prefixes: tuple[Tensor, ...] | None = None
+        for weight in (self.table, self.up.weight, self.out.weight):
+            nn.init.normal_(weight, std=method.init_std)
+        nn.init.zeros_(self.up.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        return [model.get_submodule(self.runner).register_forward_pre_hook(self._refresh)]
+
+    def _refresh(self, module: nn.Module, args: tuple) -> None:
+        # Before the first block, so outside of what activation checkpointing replays.
+        self.prefixes = self().split(self.widths, -1)
+
+    def forward(self) -> Tensor:
+        """-> (length, sum of the widths of all keys and values)."""
+        return self.out(torch.tanh(self.up(self.table)))
+
+    def folded_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def of(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Keys (length, kv x d_k) and values (length, kv x d_v) of one block."""
+        assert self.prefixes is not None
+        index = 2 * self.sites.index(site)
+        return self.prefixes[index], self.prefixes[index + 1]
+
+
+class PrefixKV(Submodule):
+    """The prefix of one attention module: its own parameters, or a slice of the shared MLP's output."""
+
+    def __init__(
+        self, method: Prefix, site: Site, gate: GateView | None, encoder: Submodule | None
+    ) -> None:
+        super().__init__()
+        self.site, self.gate = site, gate
+        self.__dict__["encoder"] = encoder
+        if encoder is None:
+            key_width, value_width = key_value_widths(site)
+            self.key = nn.Parameter(torch.empty(method.length, key_width))
+            self.value = nn.Parameter(torch.empty(method.length, value_width))
+            nn.init.normal_(self.key, std=method.init_std)
+            nn.init.normal_(self.value, std=method.init_std)
+
+    @property
+    def closed(self) -> bool:
+        return self.gate is not None and self.gate.open == 0
+
+    def gate_value(self) -> Tensor | None:
+        return None if self.gate is None else self.gate.read()
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        attention.install()
+        host = model.get_submodule(self.site.path)
+        if "pelt_prefix" in host.__dict__:
+            raise ValueError(
+                f"{self.site.path} has a prefix already: one attention takes one prefix"
+            )
+        host.__dict__["pelt_prefix"] = self
+        return [_Unset(host)]
+
+    def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v), not yet gated."""
+        encoder = self.__dict__["encoder"]
+        prefix_key, prefix_value = (
+            (self.key, self.value) if encoder is None else encoder.of(self.site)
+        )
+        return self._heads(prefix_key).to(key.dtype), self._heads(prefix_value).to(value.dtype)
+
+    def folded_state(self) -> dict[str, Tensor] | None:
+        encoder: PrefixEncoder | None = self.__dict__["encoder"]
+        if encoder is None:
+            return None
+        with torch.no_grad():
+            encoder.prefixes = encoder().split(encoder.widths, -1)
+        key, value = encoder.of(self.site)
+        return {"key": key, "value": value}
+
+    def _heads(self, flat: Tensor) -> Tensor:
+        assert self.site.heads is not None
+        return flat.unflatten(-1, (self.site.heads.count, -1)).transpose(0, 1)[None]
+
+
+class _Unset:
+    """Takes the prefix off an attention module."""
+
+    def __init__(self, host: nn.Module) -> None:
+        self.host = host
+
+    def remove(self) -> None:
+        self.host.__dict__.pop("pelt_prefix", None)

@@ -1,0 +1,64 @@
+"""What a built piece is: a child of the module it extends, acting through its own bound hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Removable(Protocol):
+    """What undoes one change to the model, such as torch's handle of a hook."""
+
+    def remove(self) -> None: ...
+
+
+class Submodule(nn.Module):
+    """A small module that lives as a child of the module it extends and acts through hooks.
+
+    The hooks are bound methods of the submodule itself, never closures, so that a model with
+    submodules can be deep-copied, pickled (``ddp_spawn``), compiled and checkpointed.
+
+    Attributes named in ``transient`` hold tensors of the forward in flight. They belong to an
+    autograd graph and are left behind when the module is copied or pickled.
+    """
+
+    transient: ClassVar[tuple[str, ...]] = ()
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        """Register this submodule's hooks on the modules of ``model`` that it extends."""
+        raise NotImplementedError
+
+    def folded_state(self) -> dict[str, Tensor] | None:
+        """Its tensors once training is over, where they differ from its state; {} if it vanishes."""
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: None if k in self.transient else v for k, v in self.__dict__.items()}
+
+
+def first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to a module's output, or to the first element of its output tuple."""
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    return change(output)
+
+
+def argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: int | str) -> Tensor:
+    """Positional or keyword argument ``name`` of a module's call."""
+    return args[name] if isinstance(name, int) else kwargs[name]
+
+
+def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``out + left @ right`` in one pass and in ``out``'s dtype.
+
+    Shapes: out (..., n), left (..., k), right (k, n) -> (..., n).
+    """
+    flat = torch.addmm(
+        out.reshape(-1, out.shape[-1]),
+        left.to(out.dtype).reshape(-1, left.shape[-1]),
+        right.to(out.dtype),
+    )
+    return flat.view(out.shape).to(out.dtype)

@@ -1,0 +1,109 @@
+"""What the two generating tasks share: loss and perplexity over tokens, decoding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORED = -100
+
+
+class Perplexity(Metric):
+    """``exp`` of the mean loss per token, over all batches and ranks.
+
+    Fed with losses rather than probabilities, so that an unlikely token costs a large number and
+    not infinity. Not a weighted ``MeanMetric``: that one either drops NaN or forgets the weights.
+    """
+
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, tokens: Tensor) -> None:
+        """Add the mean ``loss`` of a batch and the number of tokens that it is the mean of."""
+        self.total += loss * tokens
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        return (self.total / self.tokens).exp()
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in fp32 of (B, T, V) logits over (B, T) labels that are not ignored.
+
+    A batch in which all are ignored has loss 0 and zero gradients rather than NaN.
+    """
+    total = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / count(labels).clamp(min=1)
+
+
+def count(labels: Tensor) -> Tensor:
+    """The number of labels that are not ignored, as a scalar tensor."""
+    return (labels != IGNORED).sum()
+
+
+def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of (B, T) ids moved so that padding comes first, cut to the longest row.
+
+    Generation continues the last column. A row without any token keeps its last one as a start.
+    """
+    order = mask.long().argsort(dim=1, stable=True)
+    width = max(1, int(mask.long().sum(1).max()))
+    ids, mask = ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:].clone()
+    mask[:, -1] = 1
+    return ids, mask
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    inputs: dict[str, Tensor],
+    *,
+    max_new_tokens: int,
+    num_beams: int,
+) -> Tensor:
+    """Token ids, greedily or by beams: deterministic."""
+    return model.generate(  # type: ignore[operator]
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=False,
+        pad_token_id=needed(tokenizer).pad_token_id,
+    )
+
+
+def decode(tokenizer: PreTrainedTokenizerBase | None, ids: Tensor) -> list[str]:
+    """Texts of (B, T) ids without special tokens, ignored labels and outer white space."""
+    tokenizer = needed(tokenizer)
+    ids = torch.where(ids == IGNORED, tokenizer.pad_token_id, ids)
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """``tokenizer``, which must be there and know a padding token."""
+    if tokenizer is None:
+        raise ValueError("generating text needs the tokenizer of the backbone: pass tokenizer=...")
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "the tokenizer has no padding token: set tokenizer.pad_token, for instance to its "
+            "end-of-text token"
+        )
+    return tokenizer
+
+
+def check_generation(max_new_tokens: int, num_beams: int) -> None:
+    """Refuse numbers that generate nothing."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")

@@ -1,0 +1,87 @@
+"""One number for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, SpearmanCorrCoef
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_pelt.tasks.base import Batch, Task, checked_metrics, collection, model_inputs
+
+VALUE_METRICS: dict[str, type[Metric]] = {
+    "pearson": PearsonCorrCoef,
+    "spearman": SpearmanCorrCoef,
+    "mse": MeanSquaredError,
+}
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """A number per row, trained by its squared error.
+
+    Correlations are NaN while predictions or targets are constant, one row included.
+
+    Args:
+        metrics: Of pearson, spearman, mse. The first one decides which checkpoint is best.
+    """
+
+    metrics: tuple[str, ...] = ("spearman", "pearson")
+
+    auto: ClassVar[Any] = AutoModelForSequenceClassification
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", checked_metrics(self.metrics, VALUE_METRICS))
+
+    @property
+    def monitor(self) -> str:
+        return self.metrics[0]
+
+    def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def build_metrics(
+        self, labels: Sequence[str] | None = None, *, stage: str = "val"
+    ) -> MetricCollection:
+        return collection({name: VALUE_METRICS[name]() for name in self.metrics})
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
+        outputs = model(**model_inputs(batch))
+        return F.mse_loss(_values(outputs), batch["labels"].float()), outputs
+
+    def update(
+        self,
+        metrics: MetricCollection,
+        model: PreTrainedModel,
+        batch: Batch,
+        outputs: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        metrics.update(_values(outputs), batch["labels"].float())
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        *,
+        labels: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[dict[str, Any]]:
+        """``{"value": number}`` per row."""
+        return [{"value": value} for value in _values(model(**model_inputs(batch))).tolist()]
+
+
+def _values(outputs: Any) -> Tensor:
+    """(B,) in fp32: squeezing the last dimension alone keeps a batch of one row a batch."""
+    return outputs.logits.float().squeeze(-1)

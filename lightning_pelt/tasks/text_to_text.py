@@ -1,0 +1,164 @@
+"""Text in, text out, with an encoder-decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.aggregation import MeanMetric
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_pelt.tasks._tokens import (
+    Perplexity,
+    check_generation,
+    count,
+    decode,
+    generate,
+    token_loss,
+)
+from lightning_pelt.tasks.base import Batch, Task, checked_metrics, collection, model_inputs
+from lightning_pelt.tasks.classification import CLASS_METRICS, class_metric
+from lightning_pelt.tasks.regression import VALUE_METRICS
+
+TEXT_METRICS = ("exact_match", *CLASS_METRICS, *VALUE_METRICS)
+
+
+@dataclass(frozen=True)
+class TextToText(Task):
+    """The target text of every row, token by token.
+
+    Metrics compare generated texts with target texts: as strings, as label names (a text that is no
+    label is wrong) or as numbers (a text that is no number counts as -1, as in T5). ``perplexity``,
+    under teacher forcing, is always there as well: it costs no generation.
+
+    Args:
+        metrics: Of exact_match; accuracy, f1, matthews, macro_f1 over label names; pearson,
+            spearman, mse over numbers. The first one decides which checkpoint is best.
+        max_new_tokens: The longest text to generate, in tokens.
+        num_beams: 1 is greedy.
+        generate_in_validation: Without it validation is quick and perplexity decides; tests and
+            predictions generate anyway.
+    """
+
+    metrics: tuple[str, ...] = ("exact_match",)
+    max_new_tokens: int = 32
+    num_beams: int = 1
+    generate_in_validation: bool = True
+
+    auto: ClassVar[Any] = AutoModelForSeq2SeqLM
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", checked_metrics(self.metrics, TEXT_METRICS))
+        check_generation(self.max_new_tokens, self.num_beams)
+
+    @property
+    def monitor(self) -> str:
+        return self.metrics[0] if self.generate_in_validation else "perplexity"
+
+    def build_metrics(
+        self, labels: Sequence[str] | None = None, *, stage: str = "val"
+    ) -> MetricCollection:
+        generated = self.metrics if stage != "val" or self.generate_in_validation else ()
+        chosen = {name: _text_metric(name, labels) for name in generated}
+        # Each metric reads the texts in its own way, so none may share the state of another.
+        return collection({**chosen, "perplexity": Perplexity()}, compute_groups=False)
+
+    def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
+        inputs, labels = model_inputs(batch), batch["labels"]
+        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shift is None:  # Whisper and a few others shift labels inside forward only
+            inputs["labels"] = labels
+        elif "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = shift(labels=labels)
+        outputs = model(**inputs, use_cache=False)
+        outputs.loss = token_loss(outputs.logits, labels)
+        return outputs.loss, outputs
+
+    def update(
+        self,
+        metrics: MetricCollection,
+        model: PreTrainedModel,
+        batch: Batch,
+        outputs: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        named = dict(metrics.items(keep_base=True, copy_state=False))
+        named.pop("perplexity").update(outputs.loss, count(batch["labels"]))
+        if not named:
+            return
+        guesses = self._texts(model, batch, tokenizer)
+        targets = decode(tokenizer, batch["labels"])
+        for name, metric in named.items():
+            metric.update(*_readings(name, guesses, targets, labels, batch["labels"].device))
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        batch: Batch,
+        *,
+        labels: Sequence[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[dict[str, Any]]:
+        """``{"text": generated}`` per row."""
+        return [{"text": text} for text in self._texts(model, batch, tokenizer)]
+
+    def _texts(
+        self, model: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerBase | None
+    ) -> list[str]:
+        inputs = {k: v for k, v in model_inputs(batch).items() if not k.startswith("decoder_")}
+        ids = generate(
+            model,
+            tokenizer,
+            inputs,
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+        )
+        return decode(tokenizer, ids)
+
+
+def _text_metric(name: str, labels: Sequence[str] | None) -> Metric:
+    if name == "exact_match":
+        return MeanMetric()
+    if name in VALUE_METRICS:
+        return VALUE_METRICS[name]()
+    if not labels:
+        raise ValueError(
+            f"metric {name!r} compares label names, and there are none: pass labels=[...], or use "
+            "'exact_match'"
+        )
+    return class_metric(name, labels)
+
+
+def _readings(
+    name: str,
+    guesses: Sequence[str],
+    targets: Sequence[str],
+    labels: Sequence[str] | None,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """What metric ``name`` is updated with: 0/1 matches, or guesses and targets it can compare."""
+    if name == "exact_match":
+        matches = [float(guess == target) for guess, target in zip(guesses, targets, strict=True)]
+        return (torch.tensor(matches, device=device),)
+    if name in VALUE_METRICS:
+        sides = [[_number(text) for text in side] for side in (guesses, targets)]
+    else:
+        ids = {label: index for index, label in enumerate(labels or ())}
+        sides = [[ids.get(text, len(ids)) for text in side] for side in (guesses, targets)]
+    return tuple(torch.tensor(side, device=device) for side in sides)
+
+
+def _number(text: str) -> float:
+    """The number that ``text`` is, or -1 (T5's ``string_to_float``; Raffel et al., 2020)."""
+    try:
+        value = float(text)
+    except ValueError:
+        return -1.0
+    return value if isfinite(value) else -1.0
