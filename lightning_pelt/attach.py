@@ -82,7 +82,9 @@ class Attachment:
         if self.plan.train_base:
             known = {p for group in groups.values() for p in group}
             groups["base"] = [parameter for _, parameter in named if parameter not in known]
-        return {name: group for name, group in groups.items() if group}
+        # In the model's order: FSDP's optimizer states come back sorted by it.
+        order = {parameter: number for number, parameter in enumerate(self.model.parameters())}
+        return {name: sorted(group, key=order.__getitem__) for name, group in groups.items() if group}
 
     def train(self, *, base_dropout: bool = True) -> None:
         """Train mode for submodules and head; for the base too, where its dropout is wanted.
@@ -135,8 +137,8 @@ def find_model(module: nn.Module, path: str | None = None) -> PreTrainedModel:
         return models[path]
     if len(outermost) != 1:
         raise ValueError(
-            f"{type(module).__name__} holds {len(outermost)} Hugging Face models ({listed}), and one is "
-            "needed: name it, e.g. PELTCallback(plan, path='encoder')"
+            f"{type(module).__name__} holds {len(outermost)} Hugging Face models ({listed}), and "
+            "one is needed: name it, e.g. PELTCallback(plan, path='encoder')"
         )
     return models[outermost[0]]
 
@@ -155,9 +157,9 @@ def attach(
 ) -> Attachment:
     """Freeze a Hugging Face model and attach the submodules of ``plan`` to it.
 
-    The model is changed in place; its base parameters keep their names. New heads, which lie outside
-    the base and are not tied to its vocabulary, stay trainable. Attaching an equal plan again does
-    nothing.
+    The model is changed in place; its base parameters keep their names. New heads, which lie
+    outside the base and are not tied to its vocabulary, stay trainable. Attaching an equal plan
+    again does nothing.
 
     Args:
         model: a Hugging Face model, or a module that holds one.
@@ -177,8 +179,8 @@ def attach(
         if attached.plan == plan:
             return attached
         raise ValueError(
-            f"the model has another plan already: {attached.plan}, asked for {plan}. Take the first off "
-            "with `detach(model)`, or put both into one Plan."
+            f"the model has another plan already: {attached.plan}, asked for {plan}. Take the "
+            "first off with `detach(model)`, or put both into one Plan."
         )
     anatomy = examine(model)
     placed = plan.place(anatomy)
@@ -310,8 +312,8 @@ class _Gates:
             alike = dataclasses.replace(method.gate, shared=False)
             key = (sites[0].source, alike, self._pool(method, sites[0]), *own)
             reading.setdefault(key, []).append((name, method, sites))
-        for (source, _, pool, *own), members in reading.items():
-            self._layer(source, pool, members, own=bool(own))
+        for (source, _, pool, *own_name), members in reading.items():
+            self._layer(source, pool, members, own=bool(own_name))
         order = sorted(self.builder.attachment.gates.items(), key=lambda item: item[1].block)
         self.builder.attachment.gates = dict(order)
 

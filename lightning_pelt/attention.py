@@ -1,8 +1,8 @@
 """Prefixes inside transformers' attention interface.
 
-Every attention module asks ``AttentionInterface.get_interface`` for its attention function. That one
-method is wrapped once: modules without a prefix get their function back as it was, and for modules
-with one the prefix is prepended to the keys and values, behind positions and cache. So the
+Every attention module asks ``AttentionInterface.get_interface`` for its attention function. That
+one method is wrapped once: modules without a prefix get their function back as it was, and for
+modules with one the prefix is prepended to the keys and values, behind positions and cache. So the
 configured implementation keeps its name, real tokens keep their positions, the cache holds real
 tokens alone, and activation checkpointing replays it like any other computation.
 """
@@ -43,7 +43,7 @@ def install() -> None:
         return _with_prefix(original(self, name, default), name or "eager")
 
     get_interface.knows_prefixes = True  # type: ignore[attr-defined]
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
 
 
 @cache
@@ -113,7 +113,8 @@ def _per_token(
     softmax; with values [v, 0] and [0, p] both sums come out side by side, the second to be gated.
     Exact on any kernel, causal and cached.
 
-    Shapes: query (B, heads, T, d), key and value (B, kv, S, d), prefixes (1, kv, L, d), gate (B, T, 1).
+    Shapes: query (B, heads, T, d), key and value (B, kv, S, d), prefixes (1, kv, L, d),
+    gate (B, T, 1).
     """
 
     def beside(prefix: Tensor, real: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ class PELTCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.config["fit"]["test_after_fit"]:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best" if best else None)
+            self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path="best" if best else None
+            )
 
 
 def main(args: ArgsType = None) -> PELTCLI:

@@ -27,8 +27,8 @@ def save_adapters(model: nn.Module, folder: str | Path, *, fold: bool = False) -
     """Write submodules, gates and head of an attached model into ``folder``.
 
     ``adapters.safetensors`` holds the tensors and, in its header, the configuration;
-    ``adapter_config.json`` is that configuration for people. Each file is written aside and renamed,
-    so a failure leaves what was there.
+    ``adapter_config.json`` is that configuration for people. Each file is written aside and
+    renamed, so a failure leaves what was there.
 
     Args:
         model: an attached model, or a module that holds one.
@@ -94,8 +94,8 @@ def merge(model: nn.Module) -> PreTrainedModel:
     for method in attachment.plan.methods:
         if not isinstance(method, LoRA):
             raise ValueError(
-                f"{type(method).__name__} cannot be merged into the weights, only ungated LoRA can: "
-                "serve the model with its adapters, or train a plan of LoRA alone"
+                f"{type(method).__name__} cannot be merged into the weights, only ungated LoRA "
+                "can: serve the model with its adapters, or train a plan of LoRA alone"
             )
         if method.gate is not None:
             raise ValueError(
@@ -103,12 +103,16 @@ def merge(model: nn.Module) -> PreTrainedModel:
                 "weight can stand for it. Serve it unmerged, or train LoRA(gate=None)"
             )
     root = attachment.model
-    updates = [m for group in attachment.submodules.values() for m in group if isinstance(m, LoRAUp)]
+    updates = [
+        m for group in attachment.submodules.values() for m in group if isinstance(m, LoRAUp)
+    ]
     hosts = [(root.get_submodule(update.path), update) for update in updates]
     for host, update in hosts:
         weight: Any = host.weight
         if not weight.is_floating_point():
-            raise ValueError(f"{update.path} is quantised ({weight.dtype}): LoRA cannot be merged into it")
+            raise ValueError(
+                f"{update.path} is quantised ({weight.dtype}): LoRA cannot be merged into it"
+            )
     with torch.no_grad():
         for host, update in hosts:
             weight = host.weight
@@ -122,7 +126,9 @@ def merge(model: nn.Module) -> PreTrainedModel:
 def _attached(model: nn.Module) -> Attachment:
     attachment = find_attachment(model)
     if attachment is None:
-        raise ValueError(f"nothing is attached to {type(model).__name__}: call attach(model, plan) first")
+        raise ValueError(
+            f"nothing is attached to {type(model).__name__}: call attach(model, plan) first"
+        )
     return attachment
 
 
@@ -142,7 +148,9 @@ def _folded(attachment: Attachment) -> dict[str, Tensor]:
                 continue
             prefix = f"{names[module]}."
             tensors = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
-            tensors |= {prefix + n: t.detach().cpu().contiguous().clone() for n, t in folded.items()}
+            tensors |= {
+                prefix + n: t.detach().cpu().contiguous().clone() for n, t in folded.items()
+            }
     return tensors
 
 
@@ -164,8 +172,8 @@ def _refuse_other_backbone(saved: dict[str, Any], here: dict[str, Any], path: Pa
     differing = [f"{part} {saved.get(part)!r} there, {here[part]!r} here" for part in parts]
     if differing:
         raise ValueError(
-            f"{path} was trained on another backbone or head: {'; '.join(differing)}. Load the model it "
-            "was trained on, with the same labels."
+            f"{path} was trained on another backbone or head: {'; '.join(differing)}. Load the "
+            "model it was trained on, with the same labels."
         )
 
 
@@ -174,8 +182,8 @@ def _refuse_other_shapes(root: PreTrainedModel, tensors: dict[str, Tensor], path
     for name, tensor in tensors.items():
         if name in here and here[name].shape != tensor.shape:
             raise ValueError(
-                f"{path}: {name} is {tuple(tensor.shape)} there and {tuple(here[name].shape)} here; "
-                "the backbone or the number of labels differs"
+                f"{path}: {name} is {tuple(tensor.shape)} there and {tuple(here[name].shape)} "
+                "here; the backbone or the number of labels differs"
             )
 
 
@@ -185,10 +193,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = (file.metadata() or {}).get("lightning_pelt")
             if header is None:
                 raise ValueError(
-                    f"{path} is a safetensors file, but not one of save_adapters: its header has no "
-                    "lightning_pelt entry"
+                    f"{path} is a safetensors file, but not one of save_adapters: its header has "
+                    "no lightning_pelt entry"
                 )
-            return json.loads(header), {name: file.get_tensor(name) for name in file.keys()}
+            return json.loads(header), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
@@ -200,7 +208,7 @@ def _write(path: Path, write: Any) -> None:
         write(aside)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

@@ -26,9 +26,9 @@ class Gate:
 
     Args:
         pool: ``masked`` averages over real tokens; ``all`` over padding too, as the authors' code
-            does; ``token`` does not average, so nothing of a later token reaches an earlier one and
-            cached decoding equals the full pass. ``auto`` is ``token`` on causal stacks and
-            ``masked`` elsewhere. Gates on norms, and on what lies outside the blocks, are per token.
+            does; ``token`` does not average, so nothing of a later token reaches an earlier one
+            and cached decoding equals the full pass. ``auto`` is ``token`` on causal stacks and
+            ``masked`` elsewhere. Gates on norms and outside the blocks are per token.
         shared: one gate for all sites of the method that read the same tensor, not one per site.
         learned: False leaves only the openness that a schedule sets, without any weights.
         init_std: standard deviation of the initial weights.
@@ -103,6 +103,8 @@ class GateLayer(Submodule):
 
     transient = ("live",)
 
+    open: Tensor
+
     def __init__(self, width: int, names: Sequence[str], *, gate: Gate, pool: Pool) -> None:
         super().__init__()
         self.names = [name.replace(".", "_") for name in names]
@@ -139,16 +141,16 @@ class GateLayer(Submodule):
         self(argument(args, kwargs, self.source.argument))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token; kept for the submodules to read."""
+        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token; kept for whom it gates."""
         if not self.gate.learned:
-            self.live = self.open
+            live = self.open
         else:
             weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
             bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
             scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
-            self.live = self._pooled(torch.sigmoid(scores)) * self.open.float()
-        self.last = self.live.detach()
-        return self.live
+            live = self._pooled(torch.sigmoid(scores)) * self.open.float()
+        self.live, self.last = live, live.detach()
+        return live
 
     def _pooled(self, gates: Tensor) -> Tensor:
         if self.pool == "token":

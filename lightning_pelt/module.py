@@ -18,17 +18,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.backbone import load_tokenizer
 from lightning_pelt.errors import unknown
-from lightning_pelt.optim import linear_warmup_decay, named_groups
+from lightning_pelt.optim import linear_warmup_decay, named_groups, named_states
+from lightning_pelt.ownership import refuse_other_plan
 from lightning_pelt.plan import Plan, UniPELT, from_config
+from lightning_pelt.seeding import StepSeed
+from lightning_pelt.sharding import shard
 from lightning_pelt.tasks import Classification, Task
 
 
 class PELTModule(LightningModule):
     """Tunes a pretrained transformer by a plan.
 
-    The backbone is loaded and the plan attached in ``configure_model``, so that every strategy sees
-    the submodules before it wraps anything, and ``load_from_checkpoint`` finds them. Checkpoints hold
-    submodules, gates and head; the frozen base comes from ``backbone`` again.
+    The backbone is loaded and the plan attached in ``configure_model``, so that every strategy
+    sees the submodules before it wraps anything, and ``load_from_checkpoint`` finds them.
+    Checkpoints hold submodules, gates and head; the frozen base comes from ``backbone`` again.
 
     Args:
         backbone: hub id or folder.
@@ -38,12 +41,12 @@ class PELTModule(LightningModule):
         lr: learning rate of every group that ``lrs`` does not name.
         lrs: learning rates by group: a method's name, ``gate`` or ``head``.
         weight_decay: of all groups but gates, BitFit and IA3.
-        warmup: share of all steps (below 1), or number of steps, over which the rate rises linearly;
-            it then falls to zero, linearly.
+        warmup: share of all steps (below 1), or number of steps, over which the rate rises
+            linearly; it then falls to zero, linearly.
         optimizer: made from the named groups.
-        base_dropout: whether the frozen base's dropout is on in training, as when it was pretrained;
-            the head and the submodules always train in train mode.
-        checkpoint_activations: recompute the blocks in backward instead of keeping their activations.
+        base_dropout: whether the frozen base's dropout is on in training, as when it was
+            pretrained; the head and the submodules always train in train mode.
+        checkpoint_activations: recompute the blocks in backward, keeping no activations of theirs.
         dtype: of the base's weights; submodules are fp32 unless the precision is ``*-true``.
         seed: of the new weights.
     """
@@ -96,6 +99,7 @@ class PELTModule(LightningModule):
         self.strict_loading = False  # the base is not in checkpoints; our own load hook is strict
         self.model: PreTrainedModel | None = None
         self.attachment: Attachment | None = None
+        self.step_seed = StepSeed()
         stages = {stage: self.task.build_metrics(labels, stage=stage) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict({s: m.clone(prefix=f"{s}/") for s, m in stages.items()})
 
@@ -115,11 +119,31 @@ class PELTModule(LightningModule):
         self.attachment = attach(model, self.plan, seed=self.seed)
         if self.checkpoint_activations:
             model.gradient_checkpointing_enable()
+        if self.device_mesh is not None:  # ModelParallelStrategy leaves it to the module
+            shard(self.attachment, self.device_mesh)
         self.model = model
 
     def on_fit_start(self) -> None:
         assert self.attachment is not None
         self.attachment.train(base_dropout=self.base_dropout)
+
+    def on_train_batch_start(self, _batch: Any, index: int) -> None:
+        self.step_seed.start(
+            epoch=self.current_epoch, batch=index, rank=self.global_rank, device=self.device
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step_seed"] = self.step_seed.seed
+        named_states(self, self.trainer.optimizers, checkpoint.get("optimizer_states", ()))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the checkpoint's seed; refuse one of another plan under every strategy.
+
+        Raises:
+            ValueError: the checkpoint was made with another plan.
+        """
+        self.step_seed.seed = checkpoint.get("step_seed")
+        refuse_other_plan(checkpoint.get("hyper_parameters", {}).get("plan"), self.plan)
 
     def forward(self, **inputs: Tensor) -> Any:
         """The Hugging Face model's own outputs, e.g. ``.logits``."""

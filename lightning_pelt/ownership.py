@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from lightning_pelt.plan import Plan, from_config
+
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
@@ -55,8 +57,8 @@ def refuse_foreign(
             "the checkpoint does not fit the plan. "
             + _summary("It lacks", missing)
             + _summary("It holds what the plan does not have:", foreign)
-            + f"The model's plan is {attachment.plan}. Load it into a model with the plan that it was "
-            "trained with (`plan` in its hyperparameters, or adapter_config.json)."
+            + f"The model's plan is {attachment.plan}. Load it into a model with the plan that it "
+            "was trained with (`plan` in its hyperparameters, or adapter_config.json)."
         )
 
 
@@ -77,6 +79,22 @@ def forgive_base(module: nn.Module, incompatible: Any) -> None:
         for name in incompatible.missing_keys
         if not (name.startswith(prefix) and plain(name.removeprefix(prefix)) in base)
     ]
+
+
+def refuse_other_plan(saved: dict[str, Any] | None, plan: Plan) -> None:
+    """Compare plans before tensors: some strategies load single tensors, without the hooks above.
+
+    Args:
+        saved: the configuration of the checkpoint's plan; None if it does not say.
+
+    Raises:
+        ValueError: the plans differ.
+    """
+    if saved is not None and from_config(saved) != plan:
+        raise ValueError(
+            f"the checkpoint was made with the plan {from_config(saved)}, and this run has {plan}: "
+            "ask for the checkpoint's plan, or start anew without the checkpoint"
+        )
 
 
 def install(module: nn.Module) -> list[Any]:

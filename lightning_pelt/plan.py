@@ -52,8 +52,8 @@ class Group:
         for number in asked:
             if not -depth <= number < depth:
                 raise ValueError(
-                    f"block {number} does not exist: the stack has the blocks 0 to {depth - 1}; the "
-                    f"nearest is {depth - 1 if number > 0 else 0}"
+                    f"block {number} does not exist: the stack has the blocks 0 to {depth - 1}; "
+                    f"the nearest is {depth - 1 if number > 0 else 0}"
                 )
         return sorted({number % depth for number in asked})
 
@@ -66,8 +66,8 @@ def _ranges(text: str) -> list[int]:
             numbers += range(int(start), int(end if dash else start) + 1)
         except ValueError:
             raise ValueError(
-                f"blocks={text!r} is not understood: write 'all', a list of numbers, or ranges such "
-                "as '0-3,6'"
+                f"blocks={text!r} is not understood: write 'all', a list of numbers, or ranges "
+                "such as '0-3,6'"
             ) from None
     return numbers
 
@@ -114,14 +114,13 @@ class Plan:
             for depth in [stacks[group.stack]] if group.stack else stacks.values():
                 group.numbers(depth)
             for method in group.methods:
-                sites = [
-                    s for s in method.where(anatomy) if group.contains(s, stacks.get(s.stack, 0))
-                ]
+                found = method.where(anatomy)
+                sites = [s for s in found if group.contains(s, stacks.get(s.stack, 0))]
                 if not sites:
+                    roles = ", ".join(dict.fromkeys(site.role for site in anatomy.sites))
                     raise ValueError(
-                        f"{method} matches no site of {anatomy.model_type} in blocks {group.blocks} of "
-                        f"{group.stack or 'any stack'}: it has "
-                        f"{', '.join(dict.fromkeys(s.role for s in anatomy.sites))}"
+                        f"{method} matches no site of {anatomy.model_type} in blocks "
+                        f"{group.blocks} of {group.stack or 'any stack'}: the model has {roles}"
                     )
                 _claim(taken, method, sites, len(placed))
                 placed.append((number, method, sites))
@@ -160,8 +159,8 @@ def _claim(
         where = (site.stack, site.block, method.name)
         if taken.setdefault(where, owner) != owner:
             raise ValueError(
-                f"block {site.block} gets two methods named {method.name!r}: give one of them another "
-                f"name, {type(method).__name__}(name=...), or their groups different blocks"
+                f"block {site.block} gets two methods named {method.name!r}: give one of them "
+                f"another name, {type(method).__name__}(name=...), or their groups different blocks"
             )
 
 
@@ -209,7 +208,7 @@ def _public_path(cls: type) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A configuration object as plain data: methods by class path, other dataclasses as mappings."""
+    """A configuration object as plain data: methods by class path, others as mappings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Method):

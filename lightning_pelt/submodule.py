@@ -32,7 +32,7 @@ class Submodule(nn.Module):
         raise NotImplementedError
 
     def folded_state(self) -> dict[str, Tensor] | None:
-        """Its tensors once training is over, where they differ from its state; {} if it vanishes."""
+        """Its tensors once training is over, where they are others; {} if it vanishes."""
         return None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class _Discovery:
         return [call for call in self.seen.calls[start:stop] if is_linear(call.module)]
 
     def source(self, call: Call, owner: nn.Module | None) -> Source:
-        """What ``call`` reads: an argument of ``owner`` if that is the same tensor, else its own."""
+        """What ``call`` reads: an argument of ``owner`` if that is the same tensor, or its own."""
         argument, tensor = next(iter(call.inputs.items()))
         if owner is not None:
             for name, candidate in self.first[owner].inputs.items():
@@ -161,7 +161,7 @@ def _is_causal(attention: _Projected, output: Call | None) -> bool:
 
 
 def _post_norm(d: _Discovery, linear: Call, read: Source) -> PostNorm | None:
-    """The norm behind ``linear``, if its input is ``linear``'s output plus what the sublayer read."""
+    """The norm behind ``linear``, if it reads ``linear``'s output plus what the sublayer read."""
     residual, output = d.tensor(read), linear.output
     if output is None or output.shape != residual.shape:
         return None
@@ -308,7 +308,7 @@ def _norm_sites(d: _Discovery, blocks: dict[str, tuple[str, int]]) -> list[Site]
         if not kind or not call.inputs or (block is not None and block not in blocks):
             continue
         stack, index = blocks[block] if block else ("", None)
-        width = module.weight.shape[0] if kind == "norm" else widths(module)[1]  # type: ignore[union-attr,index]
+        width = int(module.weight.shape[0]) if kind == "norm" else widths(module)[1]  # type: ignore[index]
         d_in = width if kind == "norm" else widths(module)[0]
         source = d.source(call, None)
         sites.append(Site(kind, stack, index, d.names[module], d_in, width, source))
@@ -347,9 +347,9 @@ def examine(model: PreTrainedModel) -> Anatomy:
     attentions = _attentions(d)
     if not attentions:
         raise ValueError(
-            f"no attention found in {type(model).__name__}: its attention neither uses transformers' "
-            "attention interface nor has projections of a known name. Give a model whose blocks are "
-            "transformer layers, or attach to the transformer inside it."
+            f"no attention found in {type(model).__name__}: it neither uses transformers' "
+            "attention interface nor has projections of a known name. Give a model whose blocks "
+            "are transformer layers, or attach to the transformer inside it."
         )
     ordered: dict[str, list[str]] = {}
     for attention in attentions:

@@ -71,8 +71,8 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     if "pixel_values" in accepted:
         size = vision.image_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        shape = (1, getattr(vision, "num_channels", 3), height, width)
-        inputs["pixel_values"] = torch.randn(shape, generator=generator)
+        image = (1, getattr(vision, "num_channels", 3), height, width)
+        inputs["pixel_values"] = torch.randn(image, generator=generator)
     if "input_features" in accepted:
         shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
         inputs["input_features"] = torch.randn(shape, generator=generator)
@@ -101,7 +101,7 @@ def _attention_seen(note: Callable[..., None]) -> Iterator[None]:
 
         return noted
 
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -113,7 +113,7 @@ def record(model: PreTrainedModel) -> Recording:
 
     The global random state, the mode and the gradients of the model stay as they were.
     """
-    base = model.base_model
+    base: Any = model.base_model
     seen = Recording([], [])
     stack: list[Call] = []
 

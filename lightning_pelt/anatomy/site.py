@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -12,7 +12,7 @@ from lightning_pelt.errors import unknown
 
 @dataclass(frozen=True)
 class Source:
-    """The tensor that a site reads: argument ``argument`` of the module at ``path``, ``width`` wide.
+    """The tensor that a site reads: ``argument`` of the module at ``path``, ``width`` wide.
 
     Sites with an equal source read the very same tensor, so what they compute from it (gates,
     down-projections) can be one matrix product.
@@ -37,8 +37,8 @@ class PostNorm:
     """Says that a block goes on with ``norm(f + a)``, where ``a`` is what the sublayer read.
 
     Args:
-        output: path of the module that gives ``f``: the sublayer's last linear layer, or the dropout
-            behind it.
+        output: path of the module that gives ``f``: the sublayer's last linear layer, or the
+            dropout behind it.
         norm: path of the norm.
         residual: the tensor ``a``.
     """
@@ -62,8 +62,8 @@ class Site:
     """One place in one block where a submodule can be attached.
 
     Args:
-        role: ``attention.query|key|value|output``, ``attention``, ``ffn.in|out``, ``ffn``, ``norm``;
-            the same with ``cross_attention`` for a decoder's attention over the encoder.
+        role: ``attention.query|key|value|output``, ``attention``, ``ffn.in|out``, ``ffn`` or
+            ``norm``; with ``cross_attention`` for a decoder's attention over the encoder.
             Outside the blocks (``block`` is None): ``linear`` and ``norm``.
         path: the module to hook, from the model's root.
         channels: where in the output of a fused projection this site lies; None is all of it.
@@ -131,9 +131,7 @@ class Anatomy:
         digits = f"{site.block:02d}"
         return digits if len(self.stacks) == 1 else f"{site.stack}.{digits}"
 
-    def select(
-        self, patterns: str | Iterable[str], among: Sequence[Site] | None = None
-    ) -> list[Site]:
+    def select(self, patterns: str | Iterable[str]) -> list[Site]:
         """The sites whose role matches any of ``patterns``, in network order.
 
         Raises:
@@ -144,5 +142,4 @@ class Anatomy:
             if not any(site.matches(pattern) for site in self.sites):
                 roles = dict.fromkeys(s.role for s in self.sites if s.block is not None)
                 raise unknown(f"site on {self.model_type}", pattern, roles)
-        pool = self.sites if among is None else among
-        return [site for site in pool if any(site.matches(pattern) for pattern in patterns)]
+        return [site for site in self.sites if any(site.matches(pattern) for pattern in patterns)]

@@ -63,7 +63,7 @@ class Bias(Submodule):
 
     def forward(self, output: Tensor) -> Tensor:
         """(..., d_out) -> (..., d_out)."""
-        bias = self.bias
+        bias: Tensor = self.bias
         if self.channels is not None:
             rows = torch.tensor(self.channels, device=bias.device)
             bias = bias.new_zeros(output.shape[-1]).index_copy(0, rows, bias)

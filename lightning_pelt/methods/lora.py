@@ -14,6 +14,8 @@ from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.submodule import Removable, Submodule, add_product, argument
 
+NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm")
+
 
 @dataclass(frozen=True)
 class LoRA(Method):
@@ -60,11 +62,7 @@ class LoRA(Method):
 
     def where(self, anatomy: Anatomy) -> list[Site]:
         found = anatomy.select(self.sites)
-        wrong = [
-            site.role
-            for site in found
-            if site.role in ("attention", "cross_attention", "ffn", "norm")
-        ]
+        wrong = [site.role for site in found if site.role in NOT_LINEAR]
         if wrong:
             raise ValueError(
                 f"LoRA extends linear layers, and {wrong[0]!r} is none: use query, value, "
@@ -78,9 +76,8 @@ class LoRA(Method):
         paths = dict.fromkeys(site.path for site in place.sites)
         for path in paths:
             here = [i for i, site in enumerate(place.sites) if site.path == path]
-            up = LoRAUp(
-                self, down, here, [place.sites[i] for i in here], [place.gates[i] for i in here]
-            )
+            sites, gates = [place.sites[i] for i in here], [place.gates[i] for i in here]
+            up = LoRAUp(self, down, here, sites=sites, gates=gates)
             parts.append(Part(path, f"{self.name}_up", up))
         return parts
 
@@ -120,6 +117,7 @@ class LoRAUp(Submodule):
         method: LoRA,
         down: LoRADown,
         indices: Sequence[int],
+        *,
         sites: Sequence[Site],
         gates: Sequence[GateView | None],
     ) -> None:
@@ -141,9 +139,8 @@ class LoRAUp(Submodule):
     def forward(self, output: Tensor) -> Tensor:
         """(B, T, d_out) -> (B, T, d_out)."""
         low = self.__dict__["down"].low
-        parts = [
-            self._scaled(low, i, gate) for i, gate in zip(self.indices, self.gates, strict=True)
-        ]
+        pairs = zip(self.indices, self.gates, strict=True)
+        parts = [self._scaled(low, index, gate) for index, gate in pairs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return add_product(output, whole, self.weight(output.shape[-1]).T)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -52,26 +51,25 @@ class Prefix(Method):
     def where(self, anatomy: Anatomy) -> list[Site]:
         if not anatomy.on_interface:
             raise ValueError(
-                f"{anatomy.model_type} cannot take a prefix: its attention does not use transformers' "
-                "attention interface. LoRA, Adapter, BitFit and IA3 work on it; UniPELT without the "
-                "prefix is UniPELT(methods=[LoRA(), Adapter()])."
+                f"{anatomy.model_type} cannot take a prefix: its attention does not use "
+                "transformers' attention interface. LoRA, Adapter, BitFit and IA3 work on it; "
+                "UniPELT without the prefix is UniPELT(methods=[LoRA(), Adapter()])."
             )
         return [site for site in anatomy.select(self.sites) if site.heads is not None]
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
         if self.mlp is None:
             return []
-        order = sorted(sites, key=lambda site: (site.stack, site.role))
-        groups = [
-            list(group) for _, group in groupby(order, key=lambda site: (site.stack, site.role))
-        ]
+        groups: dict[tuple[str, str], list[Site]] = {}
+        for site in sites:
+            groups.setdefault((site.stack, site.role), []).append(site)
         return [
             Part(
                 anatomy.stack(group[0].stack).path,
                 self._key(group[0]),
                 PrefixEncoder(self, anatomy, group),
             )
-            for group in groups
+            for group in groups.values()
         ]
 
     def _key(self, site: Site) -> str:
@@ -100,8 +98,8 @@ def key_value_widths(site: Site) -> tuple[int, int]:
 class PrefixEncoder(Submodule):
     """One table and one MLP for all prefixes of a stack, evaluated once per forward of the stack.
 
-    Its output (length, sum of widths) holds keys then values of the first block, then of the second,
-    ...: the authors' flattening order.
+    Its output (length, sum of widths) holds keys then values of the first block, then of the
+    second, ...: the authors' flattening order.
     """
 
     transient = ("prefixes",)
@@ -143,7 +141,7 @@ class PrefixEncoder(Submodule):
 
 
 class PrefixKV(Submodule):
-    """The prefix of one attention module: its own parameters, or a slice of the shared MLP's output."""
+    """The prefix of one attention module: its own parameters, or a slice of what the MLP gives."""
 
     def __init__(
         self, method: Prefix, site: Site, gate: GateView | None, encoder: Submodule | None
@@ -178,10 +176,8 @@ class PrefixKV(Submodule):
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v), not yet gated."""
         encoder = self.__dict__["encoder"]
-        prefix_key, prefix_value = (
-            (self.key, self.value) if encoder is None else encoder.of(self.site)
-        )
-        return self._heads(prefix_key).to(key.dtype), self._heads(prefix_value).to(value.dtype)
+        flat = (self.key, self.value) if encoder is None else encoder.of(self.site)
+        return self._heads(flat[0]).to(key.dtype), self._heads(flat[1]).to(value.dtype)
 
     def folded_state(self) -> dict[str, Tensor] | None:
         encoder: PrefixEncoder | None = self.__dict__["encoder"]

@@ -1,0 +1,17 @@
+"""Callbacks, one behaviour each."""
+
+from lightning_pelt.callbacks.finite_guard import FiniteGuard
+from lightning_pelt.callbacks.gate_monitor import GateMonitor
+from lightning_pelt.callbacks.gate_schedule import GateSchedule
+from lightning_pelt.callbacks.parameter_count import ParameterCount
+from lightning_pelt.callbacks.pelt import PELTCallback
+from lightning_pelt.callbacks.predictions import WritePredictions
+
+__all__ = [
+    "FiniteGuard",
+    "GateMonitor",
+    "GateSchedule",
+    "PELTCallback",
+    "ParameterCount",
+    "WritePredictions",
+]

@@ -1,0 +1,167 @@
+"""Stop at the first number that is none, before it reaches the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_pelt.attach import find_attachment
+
+if TYPE_CHECKING:
+    from lightning_pelt.attach import Attachment
+
+# The scale of a weight that initialisations use, for growth from weights that begin as zeros.
+TYPICAL_WEIGHT = 0.02
+
+
+class NonFiniteError(RuntimeError):
+    """The loss, or a gradient of a finite loss, is NaN or infinite."""
+
+
+class FiniteGuard(Callback):
+    """Stop the fit when the loss or its gradients are not finite, and say which method it was.
+
+    The check comes after backward and right before the optimizer's step: the weights stay as the
+    last good step left them, and no checkpoint follows, not even one that would be saved on an
+    exception. Under data parallelism the gradients have been shared by then, so every rank stops at
+    the same step. A mixed-precision scaler skips steps whose gradients overflow; with one, only the
+    loss is checked.
+
+    The price is one scalar that the host waits for per check, and the largest gradient behind it.
+
+    Args:
+        every_n_steps: optimizer steps between two checks. With more than 1 a bad loss is still
+            caught, but up to that many steps late, when the weights may have gone with it.
+
+    Raises:
+        NonFiniteError: with the step, the method that blew up first and the last checkpoint.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
+        self.every_n_steps = every_n_steps
+        self._loss: Tensor | None = None  # sum since the last check: one NaN makes it NaN
+        self._norms: dict[str, float] = {}  # of each method's weights when fit began
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._loss = None
+        self._norms = {name: _norm(weights) for name, weights in _groups(pl_module).items()}
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        loss = loss.detach()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if trainer.global_step % self.every_n_steps or self._loss is None:
+            return
+        loss, self._loss = self._loss, None
+        good = torch.isfinite(loss).all()
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            good = good & _all_finite(_gradients(optimizer)).to(good.device)
+        if not good.item():
+            _save_nothing_more(trainer)
+            raise NonFiniteError(self._report(trainer, pl_module, loss))
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> str:
+        finite = bool(torch.isfinite(loss).all())
+        what = "a gradient is not finite" if finite else f"the loss is {float(loss.sum()):g}"
+        saved = _last_checkpoint(trainer)
+        return (
+            f"{what} at step {trainer.global_step} (epoch {trainer.current_epoch}, rank "
+            f"{trainer.global_rank}): {self._culprit(pl_module, finite)}. The optimizer has not "
+            f"taken this step. {f'Last checkpoint: {saved}' if saved else 'No checkpoint yet'}. "
+            "A smaller learning rate for that method, gradient_clip_val=1.0 or precision='32-true' "
+            "are what usually helps."
+        )
+
+    def _culprit(self, pl_module: LightningModule, finite_loss: bool) -> str:
+        groups = _groups(pl_module)
+        for name, weights in groups.items():
+            if not _all_finite(weights).item():
+                return f"the weights of {name!r} are not finite"
+        attachment = find_attachment(pl_module)
+        for gate in attachment.gates.values() if attachment else ():
+            if gate.value is not None and not _all_finite([gate.value]).item():
+                return f"the first gate that is not finite is {gate.name}, of {gate.method!r}"
+        if finite_loss:
+            for name, weights in groups.items():
+                if not _all_finite(p.grad for p in weights if p.grad is not None).item():
+                    return f"the gradients of {name!r} are not finite"
+        return self._fastest_grown(groups)
+
+    def _fastest_grown(self, groups: dict[str, list[nn.Parameter]]) -> str:
+        growth: dict[str, tuple[float, float, float]] = {}
+        for name, weights in groups.items():
+            before, now = self._norms.get(name, 0.0), _norm(weights)
+            typical = TYPICAL_WEIGHT * math.sqrt(sum(_local(p).numel() for p in weights))
+            growth[name] = (now / max(before or typical, 1e-12), before, now)
+        if not growth:
+            return "no attached method was found to blame"
+        name = max(growth, key=lambda key: growth[key][0])
+        _, before, now = growth[name]
+        return (
+            "weights and gates are finite; what grew most since fit began is "
+            f"{name!r}, weight norm {before:.3g} -> {now:.3g}"
+        )
+
+
+def _groups(pl_module: LightningModule) -> dict[str, list[nn.Parameter]]:
+    attachment: Attachment | None = find_attachment(pl_module)
+    if attachment is not None:
+        return attachment.parameter_groups()
+    trained = [p for p in pl_module.parameters() if p.requires_grad]
+    return {"model": trained} if trained else {}
+
+
+def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
+    for group in optimizer.param_groups:
+        yield from (p.grad for p in group["params"] if p.grad is not None)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor: a diagnosis must not wait for the other ranks."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether every entry is finite, as a tensor, so that nothing waits."""
+    parts = [part for t in tensors if (part := _local(t.detach())).numel()]
+    if not parts:
+        return torch.tensor(True)
+    largest = torch.nn.utils.get_total_norm(parts, norm_type=math.inf)
+    return torch.isfinite(largest)
+
+
+def _norm(weights: Iterable[Tensor]) -> float:
+    parts = [_local(weight.detach()) for weight in weights]
+    return float(torch.nn.utils.get_total_norm(parts)) if parts else 0.0
+
+
+def _save_nothing_more(trainer: Trainer) -> None:
+    """An exception would make these save the state that is being refused."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.save_on_exception = False
+    keep: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in keep if not isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            path = callback.last_model_path or callback._last_checkpoint_saved
+            if path or callback.best_model_path:
+                return path or callback.best_model_path
+    return str(trainer.ckpt_path or "")

@@ -1,0 +1,54 @@
+"""``WritePredictions``: predictions as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes one JSON line per row, in the order of the rows, when ``predict`` ends.
+
+    Args:
+        path: of the file; by default ``predictions.jsonl`` in the run's folder. Several processes
+            write a file each, with the rank in its name and ``row`` in every line.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__(write_interval="epoch")
+        self.path = path
+
+    def write_on_epoch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        path = Path(
+            self.path or Path(trainer.log_dir or trainer.default_root_dir) / "predictions.jsonl"
+        )
+        if trainer.world_size > 1:
+            path = path.with_suffix(f".{trainer.global_rank}{path.suffix}")
+        rows = [row for batch in _flat(predictions) for row in batch]
+        numbers = [number for batch in _flat(batch_indices) for number in batch]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(path.suffix + ".part")
+        with aside.open("w", encoding="utf-8") as file:
+            for number, row in zip(numbers, rows, strict=True):
+                file.write(json.dumps({"row": number, **row}, ensure_ascii=False) + "\n")
+        aside.replace(path)
+        print(f"{len(rows)} predictions written to {path}")
+
+
+def _flat(batches: Sequence[Any]) -> Sequence[Any]:
+    """Batches of one data loader; Lightning nests those of several."""
+    nested = (
+        batches and isinstance(batches[0], list) and batches[0] and isinstance(batches[0][0], list)
+    )
+    return [batch for loader in batches for batch in loader] if nested else batches

@@ -1,0 +1,234 @@
+"""The gates' numbers arrive in every logger, and they are the right ones."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from callbacks.offline_wandb import history
+from callbacks.tiny import Tiny, loader, trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from matplotlib.image import imread
+
+from lightning_pelt import LoRA, Plan
+from lightning_pelt.callbacks.gate_monitor import GateMonitor, summarise, tabulate
+
+SITES = ("lora.query", "lora.value", "adapter")
+
+
+class View:
+    """As much of a gate as a reading needs."""
+
+    def __init__(self, name: str, value: list) -> None:
+        self.name, self.method = name, name.partition("/")[2].partition(".")[0]
+        self.value = torch.tensor(value)
+
+
+def logged(folder: Path) -> dict[str, list[float]]:
+    with (folder / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {k: [float(row[k]) for row in rows if row[k]] for k in rows[0]}
+
+
+def test_means_and_spreads_by_hand():
+    gates = [
+        View("00/lora.query", [0.2, 0.6]),  # mean 0.4, deviation 0.2
+        View("01/lora.query", [0.5, 0.5]),  # 0.5, 0
+        View("00/adapter", [[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]]),  # examples 0.2, 0.8: 0.5, 0.3
+        View("00/prefix", 0.7),  # one openness for all examples
+    ]
+    means, scalars = summarise(gates)
+    assert means == pytest.approx(
+        {"00/lora.query": 0.4, "01/lora.query": 0.5, "00/adapter": 0.5, "00/prefix": 0.7}
+    )
+    assert scalars == pytest.approx(
+        {
+            **{f"gate/{name}": mean for name, mean in means.items()},
+            "gate/mean/lora": 0.45,
+            "gate/spread/lora": 0.1,
+            "gate/mean/adapter": 0.5,
+            "gate/spread/adapter": 0.3,
+            "gate/mean/prefix": 0.7,
+            "gate/spread/prefix": 0.0,
+        }
+    )
+
+
+class Values(Callback):
+    """Keeps every training batch's gates, read the slow way."""
+
+    def __init__(self) -> None:
+        self.means: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args) -> None:
+        gates = pl_module.attachment.gates
+        self.means.append({name: gate.value.mean().item() for name, gate in gates.items()})
+
+
+def test_curves_reach_the_csv_logger_every_n_steps(tmp_path):
+    values = Values()
+    monitor = GateMonitor(every_n_steps=2)
+    trainer(tmp_path, values, monitor, limit_val_batches=0).fit(Tiny(), loader(5))
+    found = logged(tmp_path)
+    names = {f"{block}/{site}" for block in ("00", "01") for site in SITES}
+    assert names <= set(values.means[0])
+    for name in values.means[0]:
+        expected = [values.means[step][name] for step in (0, 2, 4)]
+        assert found[f"gate/{name}"] == pytest.approx(expected), name
+    assert len(set(found["gate/00/adapter"])) == 3, "training should move the gate"
+    assert {"gate/mean/lora", "gate/spread/lora", "gate/mean/adapter"} <= set(found)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["gate/mean/lora"]]
+    assert steps == [0, 2, 4]
+
+
+def test_an_accumulated_gradient_is_one_step(tmp_path):
+    fit = trainer(tmp_path, GateMonitor(every_n_steps=1), accumulate_grad_batches=2)
+    fit.fit(Tiny(), loader(4))
+    assert len(logged(tmp_path)["gate/mean/lora"]) == 2
+
+
+def test_curves_and_picture_reach_an_offline_wandb_run(tmp_path):
+    values = Values()
+    logger = WandbLogger(offline=True, save_dir=tmp_path, project="gates")
+    fit = trainer(tmp_path, values, GateMonitor(every_n_steps=1), logger=logger)
+    try:
+        fit.fit(Tiny(), loader(3), loader(1))
+    finally:
+        wandb.finish()
+    rows = history(tmp_path)
+    for name in values.means[0]:
+        series = [row[f"gate/{name}"] for row in rows if f"gate/{name}" in row]
+        assert series == pytest.approx([means[name] for means in values.means]), name
+    steps = [r["trainer/global_step"] for r in rows if "gate/mean/lora" in r]
+    assert steps == [0, 1, 2]
+    (picture,) = [row for row in rows if row.get("gate/heatmap/_type") == "images/separated"]
+    (file,) = tmp_path.glob("**/gate/heatmap*.png")
+    size = imread(file).shape[:2]
+    assert size == (picture["gate/heatmap/height"], picture["gate/heatmap/width"])
+
+
+def test_the_picture_reaches_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    trainer(tmp_path, GateMonitor(), logger=logger).fit(Tiny(), loader(2), loader(1))
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert len(events.Images("gate/heatmap")) == 1
+    assert "gate/mean/lora" in events.Tags()["scalars"]
+    assert (tmp_path / "run" / "gates.png").is_file()
+
+
+def test_the_heat_map_shows_means_over_all_validation_examples(tmp_path, monkeypatch):
+    """Batches of 4, 4 and 1: an example counts the same in each."""
+    from lightning_pelt import plots
+
+    drawn, examples = [], []
+
+    class Examples(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, *args):
+            if not trainer.sanity_checking:
+                examples.extend(pl_module.attachment.gates["01/adapter"].value.tolist())
+
+    original = plots.gate_heatmap
+    monkeypatch.setattr(plots, "gate_heatmap", lambda g: drawn.append(g) or original(g))
+    validation = loader(3)
+    validation = torch.utils.data.DataLoader(validation.dataset[:9], batch_size=4)
+    monitor = GateMonitor()
+    fit = trainer(tmp_path, monitor, Examples(), num_sanity_val_steps=1)
+    fit.fit(Tiny(), loader(1), validation)
+    assert len(examples) == 9
+    assert len(drawn) == 1, "the sanity check draws nothing"
+    assert drawn[0]["01/adapter"] == pytest.approx(sum(examples) / 9)
+    assert monitor.latest == drawn[0]
+    assert imread(tmp_path / "run" / "gates.png").ndim == 3
+
+
+def test_without_a_logger_the_picture_lies_in_the_root_folder(tmp_path):
+    trainer(tmp_path, GateMonitor(), logger=False).fit(Tiny(), loader(1), loader(1))
+    assert (tmp_path / "gates.png").is_file()
+
+
+def test_validating_alone_draws_too(tmp_path):
+    trainer(tmp_path, GateMonitor(), logger=False).validate(Tiny(), loader(1), verbose=False)
+    assert (tmp_path / "gates.png").is_file()
+
+
+def test_the_picture_can_be_switched_off(tmp_path, capsys):
+    monitor = GateMonitor(heatmap=False, table=False)
+    trainer(tmp_path, monitor).fit(Tiny(), loader(1), loader(1))
+    assert not list(tmp_path.glob("**/*.png"))
+    assert "Mean gate" not in capsys.readouterr().out
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    trainer(tmp_path, GateMonitor(), logger=False, fast_dev_run=True).fit(
+        Tiny(), loader(1), loader(1)
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_at_the_end(tmp_path, capsys):
+    monitor = GateMonitor()
+    trainer(tmp_path, monitor).fit(Tiny(), loader(2), loader(1))
+    out = capsys.readouterr().out
+    assert tabulate(monitor.latest) in out
+    (row,) = [line for line in out.splitlines() if line.startswith("01 ")]
+    assert f"{monitor.latest['01/adapter']:.3f}" in row.split()
+
+
+def test_a_table_by_hand():
+    table = tabulate({"00/lora.query": 0.5, "01/lora.query": 0.25, "01/adapter": 1.0})
+    assert table.splitlines() == [
+        "block  lora.query  adapter",
+        "-----  ----------  -------",
+        "00          0.500",
+        "01          0.250    1.000",
+    ]
+
+
+def test_no_gates_is_said_once(tmp_path):
+    fit = trainer(tmp_path, GateMonitor(), max_epochs=2)
+    with pytest.warns(UserWarning, match="nothing to watch") as warned:
+        fit.fit(Tiny(plan=Plan.uniform(LoRA())), loader(1), loader(1))
+    assert sum("nothing to watch" in str(w.message) for w in warned) == 1
+    assert not list(tmp_path.glob("**/*.png"))
+
+
+def test_reading_waits_for_the_device_once(monkeypatch):
+    waits = []
+    for name in ("tolist", "item", "cpu", "__float__"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda s, n=name, o=original: waits.append(n) or o(s)
+        )
+    summarise([View(f"{i:02d}/lora", [0.1, 0.9]) for i in range(48)])
+    assert waits == ["tolist"]
+
+
+def test_every_n_steps_must_be_a_step():
+    with pytest.raises(ValueError, match="every_n_steps=0"):
+        GateMonitor(every_n_steps=0)
+
+
+class SameEverywhere(Callback):
+    def on_train_end(self, trainer, pl_module):
+        monitor = next(c for c in trainer.callbacks if isinstance(c, GateMonitor))
+        values = torch.tensor(list(monitor.latest.values()))
+        both = pl_module.all_gather(values)
+        assert len(values) >= 6
+        assert torch.equal(both[0], both[1])
+        keys = sorted(k for k in trainer.callback_metrics if k.startswith("gate/"))
+        digest = pl_module.all_gather(torch.tensor(float(sum(map(len, keys)))))
+        assert digest[0] == digest[1] > 0
+
+
+def test_two_processes_agree_on_the_validation_and_write_one_picture(tmp_path):
+    fit = trainer(tmp_path, GateMonitor(), SameEverywhere(), strategy="ddp_fork", devices=2)
+    fit.fit(Tiny(), loader(4), loader(4, seed=1))
+    assert (tmp_path / "run" / "gates.png").is_file()

@@ -1,0 +1,82 @@
+"""Schedules, read off by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_pelt.schedule import Phase, Setting, evaluate, validate
+
+JOIN_LATE = [Phase(until=2, state="closed"), Phase(until=6, state="ramp", lr_factor=0.5)]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (0, Setting(0.0, True, 1.0)),
+        (1.99, Setting(0.0, True, 1.0)),
+        (2, Setting(0.0, True, 0.5)),  # the ramp's first moment is still shut
+        (3, Setting(0.25, False, 0.5)),
+        (4.5, Setting(0.625, False, 0.5)),
+        (6, Setting(1.0, False, 1.0)),
+        (100, Setting(1.0, False, 1.0)),
+    ],
+)
+def test_a_method_that_joins_late(epoch, expected):
+    assert evaluate(JOIN_LATE, epoch=epoch) == expected
+
+
+def test_steps_are_counted_instead_of_epochs_when_asked():
+    assert evaluate(JOIN_LATE, step=3, epoch=0, unit="step").open == 0.25
+    assert evaluate(JOIN_LATE, step=3, epoch=0, unit="epoch").open == 0.0
+
+
+def test_a_last_ramp_keeps_its_end_and_everything_else_ends_open():
+    fade = [Phase(until=4, state="ramp", start=1.0, end=0.0)]
+    assert [evaluate(fade, epoch=e).open for e in (0, 1, 3, 4, 9)] == [1.0, 0.75, 0.25, 0.0, 0.0]
+    assert evaluate(fade, epoch=4).held
+    assert evaluate([Phase(until=1, held=True)], epoch=1) == Setting()
+    assert evaluate([Phase(state="closed")], epoch=10**6) == Setting(0.0, True)
+
+
+def test_a_level_is_a_ramp_from_itself_to_itself():
+    level = [Phase(state="ramp", start=0.3, end=0.3)]
+    validate("lora", level)
+    assert evaluate(level, epoch=7) == Setting(0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"state": "closd"}, "unknown state of a phase 'closd': did you mean 'closed'"),
+        ({"start": -0.1}, r"start=-0.1 .* from 0 \(closed\) to 1 \(open\)"),
+        ({"end": 1.5}, "end=1.5"),
+        ({"lr_factor": -1.0}, "lr_factor=-1.0"),
+        ({"lr_factor": float("nan")}, "lr_factor=nan"),
+        ({"until": 0}, "until=0 ends a phase before it begins"),
+        ({"state": "ramp"}, "needs `until`"),
+    ],
+)
+def test_what_a_phase_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        Phase(**options)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([], "the schedule of 'lora' is empty"),
+        ([Phase(until=3), Phase(until=3)], "phase 2 of 'lora' is over at 3, but .* until 3"),
+        ([Phase(until=3), Phase(until=2)], "must increase"),
+        ([Phase(), Phase(until=2)], "phase 1 of 'lora' has no `until`"),
+    ],
+)
+def test_phases_that_do_not_follow_one_another(phases, message):
+    with pytest.raises(ValueError, match=message):
+        validate("lora", phases)
+
+
+def test_plain_mappings_become_phases():
+    assert Phase.of({"until": 2, "state": "closed"}) == Phase(2, "closed")
+    assert Phase.of(JOIN_LATE[0]) is JOIN_LATE[0]
+    with pytest.raises(ValueError, match="'lr_facter': did you mean 'lr_factor'"):
+        Phase.of({"lr_facter": 0.1})
