@@ -133,11 +133,19 @@ class PrefixEncoder(Submodule):
     def folded_state(self) -> dict[str, Tensor]:
         return {}
 
-    def of(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Keys (length, kv x d_k) and values (length, kv x d_v) of one block."""
+    def of(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys (length, kv x d_k) and values (length, kv x d_v) of site number ``index``.
+
+        Raises:
+            RuntimeError: in reentrant activation checkpointing.
+        """
         assert self.prefixes is not None
-        index = 2 * self.sites.index(site)
-        return self.prefixes[index], self.prefixes[index + 1]
+        if self.prefixes[0].requires_grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "reentrant activation checkpointing walks the graph of the shared prefix MLP once per "
+                "block, which fails: enable it with use_reentrant=False, or use Prefix(mlp=None)"
+            )
+        return self.prefixes[2 * index], self.prefixes[2 * index + 1]
 
 
 class PrefixKV(Submodule):
@@ -149,7 +157,9 @@ class PrefixKV(Submodule):
         super().__init__()
         self.site, self.gate = site, gate
         self.__dict__["encoder"] = encoder
-        if encoder is None:
+        if isinstance(encoder, PrefixEncoder):
+            self.index = encoder.sites.index(site)
+        else:
             key_width, value_width = key_value_widths(site)
             self.key = nn.Parameter(torch.empty(method.length, key_width))
             self.value = nn.Parameter(torch.empty(method.length, value_width))
@@ -176,7 +186,7 @@ class PrefixKV(Submodule):
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v), not yet gated."""
         encoder = self.__dict__["encoder"]
-        flat = (self.key, self.value) if encoder is None else encoder.of(self.site)
+        flat = (self.key, self.value) if encoder is None else encoder.of(self.index)
         return self._heads(flat[0]).to(key.dtype), self._heads(flat[1]).to(value.dtype)
 
     def folded_state(self) -> dict[str, Tensor] | None:
@@ -185,7 +195,7 @@ class PrefixKV(Submodule):
             return None
         with torch.no_grad():
             encoder.prefixes = encoder().split(encoder.widths, -1)
-        key, value = encoder.of(self.site)
+        key, value = encoder.of(self.index)
         return {"key": key, "value": value}
 
     def _heads(self, flat: Tensor) -> Tensor:
