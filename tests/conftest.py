@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
+# Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +22,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     """Seed torch, and give back the environment and the working folder as they were."""
     before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-pelt"])
     torch.manual_seed(0)
     yield
     os.environ.clear()
