@@ -81,8 +81,9 @@ def attach(
     placed = plan.place(anatomy)
     attachment = Attachment(model, plan, anatomy)
     _freeze(attachment, head)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # Built on the CPU, by its generator: torch.manual_seed would seed those of all devices.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
         try:
             Builder(attachment).build(placed)
         except BaseException:

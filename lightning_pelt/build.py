@@ -51,7 +51,7 @@ class Builder:
             key, count = f"{part.key.replace('.', '_')}_{count}", count + 1
         nearest = next(self.model.get_submodule(part.path).parameters(), None)
         device = self.model.device if nearest is None else nearest.device
-        children[key] = part.module.to(device)
+        children[key] = part.module.to(device).train(host.training)
         self.attachment._handles += part.module.install(self.model)
         if method is not None:
             self.attachment.submodules.setdefault(method, []).append(part.module)
@@ -87,6 +87,9 @@ class Gates:
     def __init__(self, builder: Builder, placed: Placed) -> None:
         self.builder = builder
         self.views: dict[tuple[int, Site], GateView] = {}
+        paths = [site.path for site in builder.anatomy.sites]
+        self.place = {path: paths.index(path) for path in paths}  # in the network
+        self.order: dict[str, int] = {}
         reading: dict[tuple[Any, ...], list[tuple[str, Method, list[Site]]]] = {}
         for method, name, sites in self._named(placed):
             assert method.gate is not None
@@ -96,8 +99,8 @@ class Gates:
             reading.setdefault(key, []).append((name, method, sites))
         for (source, _, pool, *own_name), members in reading.items():
             self._layer(source, pool, members, own=bool(own_name))
-        order = sorted(self.builder.attachment.gates.items(), key=lambda item: item[1].block)
-        self.builder.attachment.gates = dict(order)
+        gates = self.builder.attachment.gates
+        self.builder.attachment.gates = dict(sorted(gates.items(), key=lambda g: self.order[g[0]]))
 
     def _named(self, placed: Placed) -> Iterator[tuple[Method, str, list[Site]]]:
         """Every gate once: its method, its name, and the sites that it gates."""
@@ -119,10 +122,7 @@ class Gates:
 
     def _pool(self, method: Method, site: Site) -> Pool:
         assert method.gate is not None
-        if site.role in (
-            "norm",
-            "linear",
-        ):  # may run before the block's mask is known, or see one token
+        if site.role in ("norm", "linear"):  # may run before the block's mask is known
             return "token"
         if method.gate.pool != "auto":
             return method.gate.pool
@@ -140,9 +140,8 @@ class Gates:
         _, method, gated = members[0]
         assert method.gate is not None
         width = method.gate_width(gated[0])
-        layer = GateLayer(
-            source.width if width is None else width, sites, gate=method.gate, pool=pool
-        )
+        width = source.width if width is None else width
+        layer = GateLayer(width, sites, gate=method.gate, pool=pool)
         layer.padding = None if pool == "token" else self.builder.padding_of(gated[0])
         layer.source = None if own else source
         host = gated[0].path if own else source.path
@@ -150,6 +149,7 @@ class Gates:
         for index, (name, method, gated) in enumerate(members):
             view = GateView(name, method.name, layer, index)
             self.builder.attachment.gates[name] = view
+            self.order[name] = self.place[gated[0].path]
             for site in gated:
                 self.views[id(method), site] = view
 

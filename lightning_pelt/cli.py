@@ -8,9 +8,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 # Imported for their short names: `class_path: LoRA`, `--trainer.callbacks+=GateMonitor`.
 import lightning_pelt
-from lightning_pelt import callbacks, data, methods, tasks  # noqa: F401
+from lightning_pelt import methods, tasks  # noqa: F401
+from lightning_pelt.callbacks import WritePredictions
 from lightning_pelt.data import TextDataModule
 from lightning_pelt.module import PELTModule
+from lightning_pelt.parser import SuggestingParser
 
 
 class PELTCLI(LightningCLI):
@@ -20,8 +22,27 @@ class PELTCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="test the best checkpoint after fit"
         )
+        parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.link_arguments("model.backbone", "data.init_args.backbone")
-        parser.link_arguments("data.labels", "model.labels", apply_on="instantiate")
+        parser.link_arguments(
+            "data", "model.labels", compute_fn=self.labels, apply_on="instantiate"
+        )
+
+    def labels(self, data: TextDataModule) -> list[str] | None:
+        """The label names, by id: a checkpoint's own, since its head was trained on them.
+
+        Raises:
+            ValueError: the data is labelled with others, or in another order.
+        """
+        saved = self.config[self.subcommand].model.get("labels")
+        if saved is None:
+            return data.labels
+        if self.subcommand != "predict" and data.labels != saved:
+            raise ValueError(
+                f"the checkpoint was trained on the labels {saved}, and the data has {data.labels}"
+                ": use the data it was trained on, or give that order with --data.labels"
+            )
+        return saved
 
     def after_fit(self) -> None:
         if self.config["fit"]["test_after_fit"]:
@@ -33,8 +54,14 @@ class PELTCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> PELTCLI:
     """Run the command line; ``args`` replaces ``sys.argv`` in tests."""
-    version = f"%(prog)s {lightning_pelt.__version__}"
-    options: dict[str, Any] = {"prog": "lightning-pelt", "version": version}
+    # A usage that lists a hundred options would bury what is wrong with one of them.
+    usage = {"usage": "%(prog)s [--config RECIPE] [--option VALUE ...]"}
+    options: dict[str, Any] = {
+        "prog": "lightning-pelt",
+        "version": lightning_pelt.__version__,
+        "description": "Gated parameter-efficient tuning of Hugging Face transformers.",
+        **dict.fromkeys(PELTCLI.subcommands(), usage),
+    }
     return PELTCLI(
         PELTModule,
         TextDataModule,
@@ -42,6 +69,7 @@ def main(args: ArgsType = None) -> PELTCLI:
         auto_configure_optimizers=False,
         seed_everything_default=42,
         save_config_kwargs={"overwrite": True},
+        parser_class=SuggestingParser,
         parser_kwargs=options,
         args=args,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_pelt.attach import Attachment, attach, find_attachment, find_model
+from lightning_pelt.files import write_aside
 from lightning_pelt.methods.lora import LoRA, LoRAUp
 from lightning_pelt.plan import from_config
 
@@ -46,9 +46,9 @@ def save_adapters(model: nn.Module, folder: str | Path, *, fold: bool = False) -
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"lightning_pelt": json.dumps(config)}
-    _write(folder / TENSORS, lambda path: save_file(tensors, path, metadata=header))
+    write_aside(folder / TENSORS, lambda path: save_file(tensors, path, metadata=header))
     text = json.dumps(config, indent=2, ensure_ascii=False)
-    _write(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    write_aside(folder / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     return folder
 
 
@@ -75,11 +75,11 @@ def load_adapters(model: nn.Module, folder: str | Path) -> Attachment:
     try:
         _refuse_other_backbone(config["backbone"], _describe(attachment), path)
         _refuse_other_shapes(root, tensors, path)
+        _load(root, tensors, path)
     except ValueError:
         if before is None:
             attachment.detach()
         raise
-    root.load_state_dict(tensors, strict=False)
     return attachment
 
 
@@ -187,6 +187,13 @@ def _refuse_other_shapes(root: PreTrainedModel, tensors: dict[str, Tensor], path
             )
 
 
+def _load(root: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        root.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # our load hook: tensors are missing, or too many
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -199,16 +206,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return json.loads(header), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-
-
-def _write(path: Path, write: Any) -> None:
-    """Write aside, flush to the disk, and rename: whatever fails, the old file stays."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise

@@ -49,15 +49,19 @@ class Gate:
 
 
 class Padding:
-    """The attention mask of one block, kept for the gates that read other tensors of the block.
+    """The mask and batch size of one attention, kept for the gates that pool in its block.
 
-    It is read from the attention module's own arguments, which activation checkpointing replays, so
-    that a recomputed gate sees the mask it saw at first.
+    They are read from the attention module's own arguments, which activation checkpointing replays,
+    so that a recomputed gate sees the mask it saw at first.
     """
 
     def __init__(self, where: MaskArgument) -> None:
         self.where = where
         self.mask: Any = None
+        self.batch = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "mask": None}  # of the forward in flight
 
     def install(self, model: nn.Module) -> list[Removable]:
         host = model.get_submodule(self.where.path)
@@ -66,6 +70,7 @@ class Padding:
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[self.where.position] if len(args) > self.where.position else None
         self.mask = kwargs.get(self.where.name, given)
+        self.batch = (args[0] if args else next(iter(kwargs.values()))).shape[0]
 
     def real(self) -> Tensor | None:
         """(B, T) or (1, T), true where a token is real; None when nothing is padded."""
@@ -143,30 +148,35 @@ class GateLayer(Submodule):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token; kept for whom it gates."""
         if not self.gate.learned:
-            live = self.open
+            self.live = self.last = self.open.float()
         else:
             weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
             bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
             scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
-            live = self._pooled(torch.sigmoid(scores)) * self.open.float()
-        self.live, self.last = live, live.detach()
-        return live
+            gates = torch.sigmoid(scores) * self.open.float()
+            pooled = gates if self.pool == "token" else self._pooled(gates)
+            self.live, self.last = self._spread(pooled, gates), pooled.detach()
+        return self.live
 
     def _pooled(self, gates: Tensor) -> Tensor:
-        if self.pool == "token":
-            return gates
+        """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
+        if gates.dim() == 2:
+            gates = gates.unflatten(0, (self.padding.batch if self.padding else len(gates), -1))
+        rows = gates.flatten(1, -2)
         real = self.padding.real() if self.padding is not None and self.pool == "masked" else None
         if real is None:
-            return gates.flatten(1, -2).mean(1, keepdim=True)
-        if gates.dim() == 2:  # a feed-forward that flattens (B, T, n) to (B T, n)
-            pooled = self._mean(gates.unflatten(0, (-1, real.shape[1])), real)
-            return pooled.expand(-1, real.shape[1], -1).flatten(0, 1)
-        return self._mean(gates, real)
+            return rows.mean(1, keepdim=True)
+        # A mask in cached decoding has columns for the past in front.
+        weights = real[:, -rows.shape[1] :, None].to(rows.dtype)
+        return (rows * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
 
-    @staticmethod
-    def _mean(gates: Tensor, real: Tensor) -> Tensor:
-        weights = real.to(gates.dtype)[..., None]
-        return (gates * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+    def _spread(self, pooled: Tensor, gates: Tensor) -> Tensor:
+        """``pooled`` in a shape that multiplies what the ``gates`` of single tokens would."""
+        if self.pool == "token":
+            return pooled
+        if gates.dim() == 2:
+            return pooled.expand(-1, len(gates) // len(pooled), -1).flatten(0, 1)
+        return pooled.view(len(pooled), *[1] * (gates.dim() - 2), -1)
 
 
 def _mirror_openness(layer: GateLayer, incompatible: Any) -> None:
@@ -192,11 +202,14 @@ class GateView:
 
     @property
     def value(self) -> Tensor | None:
-        """The gate in the last forward, detached, fp32: (B,) pooled, (B, T) per token, or None."""
+        """The gate in the last forward, detached, fp32: (B,) pooled, (B, T) per token, or None.
+
+        A gate that is not learned has one value for all, of shape ().
+        """
         if self.layer.last is None:
             return None
         last = self.layer.last[..., self.index]
-        return last.squeeze(1) if last.dim() == 2 and last.shape[1] == 1 else last
+        return last if self.layer.pool == "token" or last.dim() == 0 else last.squeeze(1)
 
     @property
     def open(self) -> float:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.backbone import load_tokenizer
 from lightning_pelt.errors import unknown
-from lightning_pelt.optim import linear_warmup_decay, named_groups, named_states
+from lightning_pelt.optim import linear_warmup_decay, make_portable, named_groups
 from lightning_pelt.ownership import refuse_other_plan
 from lightning_pelt.plan import Plan, UniPELT, from_config
 from lightning_pelt.seeding import StepSeed
@@ -134,7 +134,7 @@ class PELTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["step_seed"] = self.step_seed.seed
-        named_states(self, self.trainer.optimizers, checkpoint.get("optimizer_states", ()))
+        make_portable(checkpoint.get("optimizer_states", ()), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the checkpoint's seed; refuse one of another plan under every strategy.
@@ -191,12 +191,21 @@ class PELTModule(LightningModule):
             self.attachment, lr=self.lr, lrs=self.lrs, weight_decay=self.weight_decay
         )
         optimizer = self.optimizer(groups)
-        steps = self.trainer.estimated_stepping_batches
-        scheduler = linear_warmup_decay(optimizer, warmup=self.warmup, total_steps=steps)
+        scheduler = linear_warmup_decay(
+            optimizer, warmup=self.warmup, total_steps=self._total_steps()
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _total_steps(self) -> int | float:
+        steps = self.trainer.estimated_stepping_batches
+        if self.trainer.ckpt_path is not None:
+            # It has set up the training batches, before the checkpoint could say where among them
+            # to go on. Told that there are none, Lightning sets them up again, and then it can.
+            self.trainer.fit_loop._combined_loader = None
+        return steps
 
 
 def _rows(batch: Mapping[str, Any]) -> int:

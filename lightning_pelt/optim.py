@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_pelt.errors import unknown
+from lightning_pelt.ownership import plain
 
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
 # Decay pulls towards zero, which for these means half open, no bias, and a silenced activation.
 NO_DECAY = frozenset({"gate", "bitfit", "ia3"})
+# What Adam and its kin keep of each parameter: a count of steps, and averages.
+ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 
 
 def named_groups(
@@ -58,6 +64,55 @@ def named_groups(
         }
         for name, parameters in groups.items()
     ]
+
+
+def make_portable(
+    states: Sequence[dict[str, Any]], optimizers: Sequence[Optimizer], module: nn.Module
+) -> None:
+    """Change optimizers' states such that they resume under any strategy.
+
+    Names take the place of the numbers of parameters. A number is a place in the optimizer's
+    groups, except under FSDP2, where Lightning reads it as a place in the whole model, frozen
+    parameters included; a name is understood by both. And parameters that have not moved yet,
+    because a schedule holds them, get the zeros that Adam starts from: FSDP2 would give them a
+    first step.
+
+    Args:
+        states: of ``optimizers``, changed in place. Empty ones stay empty.
+        optimizers: all over parameters of ``module``.
+        module: gives the names.
+    """
+    names = {parameter: plain(name) for name, parameter in module.named_parameters()}
+    for state, optimizer in zip(states, optimizers, strict=False):
+        if not state:
+            continue
+        groups = [group["params"] for group in optimizer.param_groups]
+        numbered = [parameter for group in groups for parameter in group]
+        sharded = any(isinstance(parameter, DTensor) for parameter in numbered)
+        places = list(names) if sharded else numbered
+        for saved, group in zip(state["param_groups"], groups, strict=True):
+            saved["params"] = [names[parameter] for parameter in group]
+        state["state"] = {
+            names[places[key]] if isinstance(key, int) else key: value
+            for key, value in state["state"].items()
+        }
+        for parameter in numbered:
+            _start_from_zero(state["state"], names[parameter], parameter)
+
+
+def _start_from_zero(state: dict[str, dict[str, Any]], name: str, parameter: Tensor) -> None:
+    like = next(iter(state.values()), {})
+    if name not in state and like and like.keys() <= ZERO_AT_FIRST:
+        state[name] = {key: _zeros(value, parameter) for key, value in like.items()}
+
+
+def _zeros(like: Tensor, parameter: Tensor) -> Tensor:
+    """Zeros shaped as ``parameter``, or as ``like`` where that is a mere counter."""
+    if like.dim() == 0:
+        return torch.zeros_like(like)
+    if isinstance(like, DTensor):
+        return torch.zeros_like(parameter, dtype=like.dtype, device=like.device)
+    return like.new_zeros(parameter.shape)
 
 
 def linear_warmup_decay(

@@ -23,7 +23,7 @@ def check(placement: str) -> None:
 
 
 def sublayers(anatomy: Anatomy, sites: Sequence[str], placement: Placement) -> list[Site]:
-    """The sublayers ``ffn``, ``attention``, ``cross_attention`` as sites whose path gives their output.
+    """Sublayers (``ffn``, ``attention``, ...) as sites whose path gives the sublayer's output.
 
     Raises:
         ValueError: another site, one that the model lacks, or ``unipelt`` where no norm takes the

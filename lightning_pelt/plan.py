@@ -36,8 +36,8 @@ class Group:
         """Whether ``site`` lies in this group, in a stack of ``depth`` blocks."""
         if self.stack is not None and site.stack != self.stack:
             return False
-        if self.blocks == "all":
-            return True
+        if site.block is None or self.blocks == "all":  # outside the blocks belongs to all of them
+            return self.blocks == "all"
         return site.block in self.numbers(depth)
 
     def numbers(self, depth: int) -> list[int]:
@@ -202,7 +202,7 @@ class FullFineTuning(HeadOnly):
 
 def _public_path(cls: type) -> str:
     package = cls.__module__.partition(".")[0]
-    if hasattr(sys.modules[package], cls.__name__):
+    if getattr(sys.modules[package], cls.__name__, None) is cls:
         return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 

@@ -328,15 +328,16 @@ def _stack_names(paths: list[str], cross: set[str]) -> dict[str, str]:
     }
 
 
-def _mask_argument(d: _Discovery, attention: nn.Module) -> MaskArgument | None:
-    """Which argument of the attention module is its mask."""
-    names = list(inspect.signature(attention.forward).parameters)
+def _mask_argument(d: _Discovery, path: str) -> MaskArgument | None:
+    """Which argument of the attention module at ``path`` is its mask."""
+    names = list(inspect.signature(d.model.get_submodule(path).forward).parameters)
     argument = next((n for n in ("attention_mask", "mask", "attn_mask") if n in names), None)
     if argument is None:
         return None
-    return MaskArgument(d.names[attention], argument, names.index(argument))
+    return MaskArgument(path, argument, names.index(argument))
 
 
+@torch.enable_grad()
 def examine(model: PreTrainedModel) -> Anatomy:
     """Find the stacks, blocks and sites of a Hugging Face model by one dummy forward.
 
@@ -376,7 +377,7 @@ def _assemble(
     names = _stack_names(list(ordered), cross)
     sites: list[Site] = []
     stacks: list[Stack] = []
-    masks: dict[tuple[str, int], MaskArgument] = {}
+    masks: dict[tuple[str, int, str], MaskArgument] = {}
     placed: dict[str, tuple[str, int]] = {}
     for path, blocks in ordered.items():
         first = by_block[blocks[0]][0]
@@ -390,9 +391,14 @@ def _assemble(
                 writer.attention(attention, after[id(attention)], output_of[id(attention)])
             writer.feed_forward(attention, after[id(attention)], output_of[id(attention)])
             sites += writer.sites
-            mask = _mask_argument(d, by_block[block][0].module)
-            if mask is not None:
-                masks[name, index] = mask
+            for site in writer.sites:
+                attends = site.role in ("attention", "cross_attention")
+                mask = _mask_argument(d, site.path) if attends else None
+                if mask is not None:
+                    masks[name, index, site.role] = mask
+    # The first block of a pre-norm stack may look post-norm, where embeddings come normalised.
+    uneven = {(site.stack, site.role) for site in sites if site.post_norm is None}
+    sites = [replace(s, post_norm=None) if (s.stack, s.role) in uneven else s for s in sites]
     sites += _norm_sites(d, placed)
     width = next(site.d_out for site in sites if site.role.endswith("attention"))
     return Anatomy(d.model.config.model_type, width, tuple(stacks), tuple(sites), masks)

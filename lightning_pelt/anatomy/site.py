@@ -113,8 +113,8 @@ class Anatomy:
     width: int
     stacks: tuple[Stack, ...]
     sites: tuple[Site, ...]
-    # Of each block, by (stack, block).
-    masks: dict[tuple[str, int], MaskArgument] = field(default_factory=dict)
+    # By (stack, block, "attention" or "cross_attention").
+    masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
 
     @property
     def on_interface(self) -> bool:
@@ -141,5 +141,7 @@ class Anatomy:
         for pattern in patterns:
             if not any(site.matches(pattern) for site in self.sites):
                 roles = dict.fromkeys(s.role for s in self.sites if s.block is not None)
-                raise unknown(f"site on {self.model_type}", pattern, roles)
+                short = dict.fromkeys(r.partition("attention.")[2] for r in roles if "." in r)
+                options = [*roles, *filter(None, short)]
+                raise unknown(f"site on {self.model_type}", pattern, options)
         return [site for site in self.sites if any(site.matches(pattern) for pattern in patterns)]

@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
 from lightning_pelt.attach import attach, find_attachment
-from lightning_pelt.plan import Plan, from_config
+from lightning_pelt.optim import make_portable
+from lightning_pelt.ownership import refuse_other_plan
+from lightning_pelt.plan import Plan
+from lightning_pelt.seeding import StepSeed
 
 
 class PELTCallback(Callback):
@@ -16,7 +20,8 @@ class PELTCallback(Callback):
 
     Nothing else in the module changes: its own heads, losses and ``configure_optimizers`` stay as
     they are, the latter seeing submodules that require gradients and a base that does not.
-    Checkpoints leave the frozen base out and restore without it.
+    Checkpoints leave the frozen base out and restore without it. torch's generators are seeded anew
+    before every training batch, so that a resumed run draws what it would have drawn.
 
     It attaches right after the module's own ``configure_model``, before any strategy wraps it. Put
     it before callbacks that call ``configure_model`` themselves, such as ``WeightAveraging``.
@@ -45,6 +50,7 @@ class PELTCallback(Callback):
     ) -> None:
         self.plan, self.path, self.head = plan, path, head
         self.base_dropout, self.seed = base_dropout, seed
+        self.step_seed = StepSeed()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pl_module.strict_loading = False  # the base is not in checkpoints; our load hook is strict
@@ -57,16 +63,27 @@ class PELTCallback(Callback):
         assert attachment is not None
         attachment.train(base_dropout=self.base_dropout)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.step_seed.start(
+            epoch=trainer.current_epoch,
+            batch=batch_idx,
+            rank=trainer.global_rank,
+            device=pl_module.device,
+        )
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        make_portable(checkpoint.get("optimizer_states", ()), trainer.optimizers, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"plan": self.plan.to_config()}
+        return {"plan": self.plan.to_config(), "step_seed": self.step_seed.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        saved = from_config(state_dict["plan"])
-        if saved != self.plan:
-            raise ValueError(
-                f"the checkpoint was made with the plan {saved}, and this run has {self.plan}: "
-                "give PELTCallback the plan of the checkpoint, or start anew"
-            )
+        refuse_other_plan(state_dict["plan"], self.plan)
+        self.step_seed.seed = state_dict["step_seed"]
 
 
 class _Configured:
@@ -84,4 +101,15 @@ class _Configured:
     def configure_model(self) -> None:
         self.original()
         options = self.callback
+        if find_attachment(self.module) is None:
+            self._refuse_shards()
         attach(self.module, options.plan, seed=options.seed, path=options.path, head=options.head)
+
+    def _refuse_shards(self) -> None:
+        """What is attached to sharded modules would not be reduced: ranks would drift apart."""
+        if any(isinstance(parameter, DTensor) for parameter in self.module.parameters()):
+            raise ValueError(
+                f"{type(self.module).__name__} shards its model in configure_model, before "
+                "anything is attached to it: call lightning_pelt.attach(model, plan) there, with "
+                "PELTCallback's plan, before fully_shard"
+            )

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_pelt.files import write_aside
+
 
 class WritePredictions(BasePredictionWriter):
     """Writes one JSON line per row, in the order of the rows, when ``predict`` ends.
@@ -37,12 +39,13 @@ class WritePredictions(BasePredictionWriter):
             path = path.with_suffix(f".{trainer.global_rank}{path.suffix}")
         rows = [row for batch in _flat(predictions) for row in batch]
         numbers = [number for batch in _flat(batch_indices) for number in batch]
+        numbers = numbers or list(range(len(rows)))  # the rows of a stream have none
+        lines = (
+            json.dumps({"row": number, **row}, ensure_ascii=False) + "\n"
+            for number, row in zip(numbers, rows, strict=True)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(path.suffix + ".part")
-        with aside.open("w", encoding="utf-8") as file:
-            for number, row in zip(numbers, rows, strict=True):
-                file.write(json.dumps({"row": number, **row}, ensure_ascii=False) + "\n")
-        aside.replace(path)
+        write_aside(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
         print(f"{len(rows)} predictions written to {path}")
 
 

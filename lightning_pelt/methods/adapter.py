@@ -106,4 +106,4 @@ class Bottleneck(nn.Module):
         if self.gate is not None:
             self.gate.layer(h)
             inner = inner * self.gate.read().to(inner.dtype)
-        return add_product(output, inner, torch.cat([self.up, self.up_bias[:, None]], 1).T)
+        return add_product(output, inner, torch.cat([self.up.T, self.up_bias[None]]))

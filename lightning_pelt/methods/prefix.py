@@ -142,8 +142,8 @@ class PrefixEncoder(Submodule):
         assert self.prefixes is not None
         if self.prefixes[0].requires_grad and not torch.is_grad_enabled():
             raise RuntimeError(
-                "reentrant activation checkpointing walks the graph of the shared prefix MLP once per "
-                "block, which fails: enable it with use_reentrant=False, or use Prefix(mlp=None)"
+                "reentrant activation checkpointing walks the graph of the shared prefix MLP once "
+                "per block, which fails: use use_reentrant=False, or Prefix(mlp=None)"
             )
         return self.prefixes[2 * index], self.prefixes[2 * index + 1]
 

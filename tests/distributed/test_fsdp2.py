@@ -1,0 +1,136 @@
+"""FSDP2 through Lightning's ModelParallelStrategy, on two processes without a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import twenty_steps
+from callbacks.tiny import Tiny
+from torch import distributed
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from twenty_steps import assert_same, fit, half, last
+from zoo import build
+
+from lightning_pelt import PELTCallback, UniPELT, attach
+from lightning_pelt.sharding import shard
+
+
+def run_script(*arguments: str) -> None:
+    """The strategy starts its second process by running the script again, so it needs one."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, twenty_steps.__file__, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:  # both processes: one may wait for the other for ever
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-5000:]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, tiny, one) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    run_script(str(folder), tiny, str(half(one)))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["afresh", "resumed", "from_shards"])
+def test_two_processes_take_the_same_steps(one, sharded, run):
+    """From the start, from one process's half, and from a half saved as shards."""
+    assert_same(last(one), last(sharded / run))
+
+
+@pytest.mark.slow
+def test_from_two_to_one(tmp_path, tiny, one, sharded):
+    fit(tmp_path, tiny, resume=half(sharded / "afresh"))
+    assert_same(last(one), last(tmp_path))
+
+
+@pytest.mark.slow
+def test_bf16_mixed(tmp_path, tiny, sharded):
+    fit(tmp_path, tiny, precision="bf16-mixed")
+    assert_same(last(tmp_path), last(sharded / "mixed"), within=2e-2)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_holds_nothing_of_the_base(sharded):
+    state = torch.load(last(sharded / "afresh"), weights_only=True)["state_dict"]
+    assert all("pelt" in name or "classifier" in name for name in state)
+    shards = FileSystemReader(half(sharded / "sharded")).read_metadata().state_dict_metadata
+    assert {n for n in shards if n.startswith("state_dict.")} == {f"state_dict.{n}" for n in state}
+
+
+# -- alone, in this process -------------------------------------------------------------------
+
+
+@pytest.fixture
+def mesh():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    distributed.destroy_process_group()
+
+
+def test_every_parameter_is_sharded_by_blocks(mesh):
+    model = build("bert")
+    attachment = attach(model, UniPELT())
+    shard(attachment, mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    units = {n for n, m in model.named_modules() if type(m).__name__.startswith("FSDP")}
+    assert units == {"", "bert.encoder.layer.0", "bert.encoder.layer.1"}
+
+
+def test_blocks_that_are_one_module_are_one_unit(mesh):
+    model = build("albert")
+    shard(attach(model, UniPELT()), mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def test_tensor_parallelism_is_refused():
+    mesh: Any = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    with pytest.raises(ValueError, match=r"tensor parallelism over 2 .*tensor_parallel_size=1"):
+        shard(attach(build("bert"), UniPELT()), mesh)
+
+
+class ShardsItself(Tiny):
+    """A stranger's module that shards its model in configure_model; Tiny's own attaches first."""
+
+    first = True
+
+    def configure_model(self) -> None:
+        if self.first:
+            super().configure_model()
+        fully_shard(self.net, mesh=self.mesh["data_parallel"])
+
+
+def test_a_module_that_shards_itself_has_to_attach_first(mesh):
+    trainer: Any = None
+    good = ShardsItself()
+    good.mesh = mesh
+    PELTCallback(UniPELT()).setup(trainer, good, "fit")
+    good.configure_model()
+    assert all(isinstance(p, DTensor) for p in good.attachment.parameters_of("lora"))
+
+    bad = ShardsItself()
+    bad.mesh, bad.first = mesh, False
+    PELTCallback(UniPELT()).setup(trainer, bad, "fit")
+    with pytest.raises(ValueError, match=r"ShardsItself shards its model .*before fully_shard"):
+        bad.configure_model()

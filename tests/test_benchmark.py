@@ -1,0 +1,112 @@
+"""The benchmark runs, shrunk, and its arithmetic is right. Nothing here looks at real times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_pelt.benchmark.__main__ import main
+from lightning_pelt.benchmark.contestant import (
+    FLOOR,
+    FULL,
+    PLANS,
+    Contestant,
+    Setting,
+    Turn,
+    busy_seconds,
+)
+from lightning_pelt.benchmark.race import ratio, standing
+
+TINY = Setting(blocks=1, width=32, batch=2, length=8, threads=1)
+
+
+@pytest.mark.slow
+def test_a_shrunk_run_prints_every_plan_and_writes_what_it_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = "--blocks 1 --width 32 --batch 2 --length 8 --threads 1 --rounds 1 --steps 1"
+    figures = main([*shape.split(), "--monitor-every", "1", "--json", str(tmp_path / "b.json")])
+    printed = capsys.readouterr().out
+    first_words = [line.split()[0].rstrip("*") for line in printed.splitlines() if line.split()]
+    assert set(PLANS) <= set(first_words)
+    assert "GateMonitor every 1 steps" in printed
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written == figures
+    assert written["plans"][FLOOR]["floor"]["median"] == 1.0
+    assert written["plans"][FULL]["full"]["median"] == 1.0
+    # Gradients and two moments of all weights, against those of two classes' head.
+    assert written["plans"][FULL]["memory"] > written["plans"][FLOOR]["memory"]
+
+
+def test_an_unknown_plan_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--plans", "lorra"])
+    assert "did you mean 'lora'" in capsys.readouterr().err
+
+
+def test_the_floor_trains_the_head_alone_and_runs_the_whole_backward() -> None:
+    floor = Contestant(FLOOR, TINY)
+    seen = []
+    layer = floor.model.bert.encoder.layer[0]
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    floor.turn(1)
+    assert seen == ["backward"]
+    trained = {name for name, p in floor.model.named_parameters() if p.requires_grad}
+    assert trained == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_step_changes_what_the_plan_trains_and_nothing_else(name: str) -> None:
+    contestant = Contestant(name, TINY)
+    before = {n: p.detach().clone() for n, p in contestant.model.named_parameters()}
+    trained = {n for n, p in contestant.model.named_parameters() if p.requires_grad}
+    for _ in range(2):  # LoRA's A moves once its B has left zero
+        contestant.turn(1)
+    after = dict(contestant.model.named_parameters())
+    assert {n for n, p in after.items() if not torch.equal(p, before[n])} == trained
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    result = ratio([2.0, 3.0, 8.0], [1.0, 3.0, 2.0])  # 2, 1, 4
+    assert (result.low, result.median, result.high, result.least) == (1.5, 2.0, 3.0, 2.0)
+
+
+def _turns(*walls: float, load: dict[int, float] | None = None) -> list[Turn]:
+    return [Turn(wall, wall, (load or {}).get(i, 0.0)) for i, wall in enumerate(walls)]
+
+
+def test_disturbed_rounds_are_left_out_of_both_sides_and_counted() -> None:
+    turns = {
+        FLOOR: _turns(1.0, 1.0, 9.0, 1.0, 1.0, load={2: 0.5}),
+        FULL: _turns(2.0, 2.0, 2.0, 2.0, 2.0),
+        "lora": _turns(1.5, 1.5, 1.5, 7.0, 1.5, load={3: 0.2}),
+    }
+    result = standing(turns, "lora")
+    assert (result.floor.median, result.floor.high) == (1.5, 1.5)  # rounds 0, 1 and 4
+    assert (result.full.median, result.full.high) == (0.75, 0.75)  # rounds 0, 1, 2 and 4
+    assert (result.disturbed, result.kept) == (1, False)
+
+
+def test_all_rounds_count_where_too_few_were_quiet() -> None:
+    loud = dict.fromkeys(range(5), 1.0)
+    turns = {
+        FLOOR: _turns(1.0, 1.0, 1.0, 1.0, 1.0, load=loud),
+        FULL: _turns(2.0, 2.0, 2.0, 2.0, 2.0),
+    }
+    result = standing(turns, FULL)
+    assert result.kept
+    assert result.floor.median == 2.0
+
+
+def test_busy_time_leaves_out_idle_and_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = tmp_path / "stat"
+    #             user nice system idle iowait irq softirq steal guest guest_nice
+    stat.write_text("cpu 100 20 30 5000 600 4 5 6 77 88\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
+    monkeypatch.setattr("os.sysconf", lambda name: 10)
+    assert busy_seconds(stat) == 16.5
+    assert busy_seconds(tmp_path / "absent") is None

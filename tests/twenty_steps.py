@@ -1,0 +1,118 @@
+"""Twenty steps of UniPELT with a schedule and a monitor, on one process or two; also a script.
+
+Without dropout the steps depend on nothing but the global batches, so that runs can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from callbacks.tiny import trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from small import LABELS, Sentences, bert
+from torch.distributed.tensor import DTensor
+
+from lightning_pelt import GateMonitor, GateSchedule, PELTModule
+from lightning_pelt.schedule import Phase
+
+GLOBAL_BATCH, STEPS, HALF = 4, 20, 8  # HALF lies within the second epoch of five batches
+
+
+class Agree(Callback):
+    """Every rank ends with the same weights."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        for parameter in pl_module.parameters():
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                everywhere = pl_module.all_gather(parameter.detach())
+                assert trainer.world_size == 1 or torch.equal(*everywhere)
+
+
+def backbone(folder: Path) -> str:
+    return bert(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def schedule() -> GateSchedule:
+    phases = {
+        "prefix": [Phase(until=3, state="closed"), Phase(until=12, state="ramp")],
+        "adapter": [Phase(until=10, held=True), Phase(lr_factor=0.5)],
+    }
+    return GateSchedule(phases, unit="step", prune_below=0.01)
+
+
+def fit(
+    folder: Path,
+    backbone: str,
+    *,
+    strategy: str | Strategy = "auto",
+    devices: int = 1,
+    resume: Path | None = None,
+    **options: Any,
+) -> None:
+    """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps."""
+    module = PELTModule(backbone, labels=LABELS, lr=2e-3, warmup=0.1)
+    data = Sentences(backbone, batch_size=GLOBAL_BATCH // devices)
+    keep = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
+    saving = ModelCheckpoint(every_n_train_steps=4, **keep)
+    defaults = {"logger": CSVLogger(folder, name="", version="run"), "max_epochs": -1}
+    run = trainer(
+        folder,
+        schedule(),
+        GateMonitor(every_n_steps=2),
+        Agree(),
+        saving,
+        **{**defaults, "max_steps": STEPS, "enable_checkpointing": True, **options},
+        strategy=strategy,
+        devices=devices,
+    )
+    run.fit(module, data, ckpt_path=resume, weights_only=True)
+
+
+def last(folder: Path) -> Path:
+    return folder / f"step={STEPS}.ckpt"
+
+
+def half(folder: Path) -> Path:
+    return folder / f"step={HALF}.ckpt"
+
+
+def assert_same(left: Path, right: Path, *, within: float = 1e-5) -> None:
+    """The weights of two checkpoints agree."""
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (left, right))
+    assert one.keys() == other.keys()
+    torch.testing.assert_close(other, one, rtol=0, atol=within)
+
+
+def main() -> None:
+    """Under FSDP2: afresh, on from another run's half, and on from a sharded half of its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("backbone")
+    parser.add_argument("half", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def two(*, sharded: bool = False) -> dict[str, Any]:
+        strategy = ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=sharded,
+            process_group_backend="gloo",
+        )
+        return {"strategy": strategy, "devices": 2}
+
+    fit(asked.folder / "afresh", asked.backbone, **two())
+    fit(asked.folder / "resumed", asked.backbone, resume=asked.half, **two())
+    sharded = asked.folder / "sharded"
+    fit(sharded, asked.backbone, **two(sharded=True))
+    fit(asked.folder / "from_shards", asked.backbone, resume=half(sharded), **two())
+    fit(asked.folder / "mixed", asked.backbone, precision="bf16-mixed", **two())
+
+
+if __name__ == "__main__":
+    main()
