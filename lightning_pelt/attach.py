@@ -12,6 +12,7 @@ from lightning_pelt import ownership
 from lightning_pelt.anatomy import examine
 from lightning_pelt.attachment import Attachment, MethodCount, find_attachment
 from lightning_pelt.build import Builder
+from lightning_pelt.errors import unknown
 from lightning_pelt.plan import Plan
 
 __all__ = ["Attachment", "MethodCount", "attach", "detach", "find_attachment", "find_model"]
@@ -111,8 +112,10 @@ def _head(model: PreTrainedModel, paths: Sequence[str] | None) -> frozenset[str]
     """Names of the head: below ``paths``, or outside the base where there is no vocabulary."""
     named = dict(model.named_parameters(remove_duplicate=False))
     if paths is not None:
+        modules = dict(model.named_modules())
         for path in paths:
-            model.get_submodule(path)
+            if path not in modules:
+                raise unknown("head", path, [name for name, _ in model.named_children()])
         chosen = {named[name] for name in named if any(_inside(name, path) for path in paths)}
         return frozenset(name for name, parameter in named.items() if parameter in chosen)
     if model.get_output_embeddings() is not None:

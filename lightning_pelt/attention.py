@@ -10,7 +10,7 @@ tokens alone, and activation checkpointing replays it like any other computation
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -40,62 +40,61 @@ def install() -> None:
     original = AttentionInterface.get_interface
 
     def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
-        return _with_prefix(original(self, name, default), name or "eager")
+        return partial(_attend, original(self, name, default), name or "eager")
 
     get_interface.knows_prefixes = True  # type: ignore[attr-defined]
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
 
 
-@cache
-def _with_prefix(function: AttentionFunction, name: str) -> AttentionFunction:
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Any]:
-        prefix: PrefixSource | None = module.__dict__.get("pelt_prefix")
-        if prefix is None:
-            return function(module, query, key, value, mask, *args, **kwargs)
-        if kwargs.get("cache") is not None:
-            raise ValueError(
-                "a prefix cannot be used with a paged cache, which is written inside the attention "
-                "function and would keep the prefix: generate without continuous batching"
-            )
-        prefix_key, prefix_value = prefix(key, value)
-        gate = prefix.gate_value()
-        if gate is not None and prefix.closed:
-            # No columns at all, rather than null tokens that absorb attention. All weights stay in
-            # the graph, with zero gradients: DDP waits for every one of them.
-            if torch.is_grad_enabled():
-                nothing = 0.0 * (prefix_key.sum() + prefix_value.sum() + gate.sum())
-                key = key + nothing.to(key.dtype)
-            return function(module, query, key, value, mask, *args, **kwargs)
-        length = prefix_key.shape[2]
-        mask = extend_mask(
-            mask, length, module=module, query=query, keys=key.shape[2], name=name, kwargs=kwargs
+def _attend(
+    function: AttentionFunction,
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The attention function called ``name``, with the prefix of ``module`` if it has one."""
+    prefix: PrefixSource | None = module.__dict__.get("pelt_prefix")
+    if prefix is None:
+        return function(module, query, key, value, mask, *args, **kwargs)
+    if kwargs.get("cache") is not None:
+        raise ValueError(
+            "a prefix cannot be used with a paged cache, which is written inside the attention "
+            "function and would keep the prefix: generate without continuous batching"
         )
-        if kwargs.get("position_bias") is not None:
-            kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
-        if gate is None or gate.dim() < 3 or gate.shape[1] == 1:
-            if gate is not None:
-                prefix_key = (prefix_key * gate.reshape(-1, 1, 1, 1)).to(key.dtype)
-                prefix_value = (prefix_value * gate.reshape(-1, 1, 1, 1)).to(value.dtype)
-            key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], 2)
-            value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], 2)
-            return function(module, query, key, value, mask, *args, **kwargs)
-        kwargs.setdefault("scaling", None)
-        if kwargs["scaling"] is None:
-            kwargs["scaling"] = query.shape[-1] ** -0.5
-        query, key, value = _per_token(query, key, value, prefix_key, prefix_value, gate)
-        output, weights = function(module, query, key, value, mask, *args, **kwargs)
-        real, prefixed = output.chunk(2, -1)  # (B, T, heads, d) each
-        return real + (gate[..., None] * prefixed).to(real.dtype), weights
-
-    return attention
+    prefix_key, prefix_value = prefix(key, value)
+    gate = prefix.gate_value()
+    if gate is not None and prefix.closed:
+        # No columns at all, rather than null tokens that absorb attention. All weights stay in
+        # the graph, with zero gradients: DDP waits for every one of them.
+        if torch.is_grad_enabled():
+            nothing = 0.0 * (prefix_key.sum() + prefix_value.sum() + gate.sum())
+            key = key + nothing.to(key.dtype)
+        return function(module, query, key, value, mask, *args, **kwargs)
+    length = prefix_key.shape[2]
+    mask = extend_mask(
+        mask, length, module=module, query=query, keys=key.shape[2], name=name, kwargs=kwargs
+    )
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
+    if gate is None or gate.dim() < 3 or gate.shape[1] == 1:
+        if gate is not None:
+            prefix_key = (prefix_key * gate.reshape(-1, 1, 1, 1)).to(key.dtype)
+            prefix_value = (prefix_value * gate.reshape(-1, 1, 1, 1)).to(value.dtype)
+        key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], 2)
+        value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], 2)
+        return function(module, query, key, value, mask, *args, **kwargs)
+    kwargs.setdefault("scaling", None)
+    if kwargs["scaling"] is None:
+        kwargs["scaling"] = query.shape[-1] ** -0.5
+    query, key, value = _per_token(query, key, value, prefix_key, prefix_value, gate)
+    output, weights = function(module, query, key, value, mask, *args, **kwargs)
+    real, prefixed = output.chunk(2, -1)  # (B, T, heads, d) each
+    return real + (gate[..., None] * prefixed).to(real.dtype), weights
 
 
 def _per_token(

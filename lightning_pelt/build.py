@@ -43,7 +43,7 @@ class Builder:
         """Register a part as a child of its host and install its hooks."""
         host = self.model.get_submodule(part.path)
         if not hasattr(host, CHILD):
-            host.add_module(CHILD, nn.ModuleDict())
+            host.add_module(CHILD, nn.ModuleDict().train(host.training))
             self.attachment._hosts.append(host)
         children: nn.ModuleDict = getattr(host, CHILD)
         key, count = part.key.replace(".", "_"), 2

@@ -4,14 +4,20 @@ everything else."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from lightning_pelt.plan import Plan, from_config
 
-if TYPE_CHECKING:
-    from lightning_pelt.attach import Attachment
+
+class Owner(Protocol):
+    """What the hooks ask of an attachment: whose names are whose."""
+
+    plan: Plan
+    owned: frozenset[str]
+    base: frozenset[str]
+
 
 # What FSDP1, torch.compile and activation checkpointing put between the parts of a name.
 WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
@@ -24,7 +30,7 @@ def plain(name: str) -> str:
     return name
 
 
-def _attachment(module: nn.Module) -> Attachment:
+def _attachment(module: nn.Module) -> Owner:
     return module.__dict__["pelt_attachment"]
 
 

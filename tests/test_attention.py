@@ -290,7 +290,7 @@ def test_paged_cache_is_refused() -> None:
     module = model.model.layers[0].self_attn
     function = AttentionInterface().get_interface("sdpa", lambda *a, **k: None)
     heads = torch.zeros(1, 2, 3, 8)
-    with pytest.raises(ValueError, match="paged cache.*without continuous batching"):
+    with pytest.raises(ValueError, match=r"paged cache.*without continuous batching"):
         function(module, heads, heads, heads, None, cache=object())
 
 
@@ -341,7 +341,7 @@ def test_causal_mask_with_a_cache(queries: int, visible: list | None) -> None:
 
 
 def test_flash_attention_with_a_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="sliding window.*attn_implementation='sdpa'"):
+    with pytest.raises(ValueError, match=r"sliding window.*attn_implementation='sdpa'"):
         extend_mask(
             torch.ones(1, 3),
             2,

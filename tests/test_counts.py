@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ def bert() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def bart() -> PreTrainedModel:
-    """BART-large's widths and depths; vocabulary and feed-forward, which count nowhere, are small."""
+    """BART-large in width and depth; vocabulary and feed-forward count nowhere and are small."""
     return BartForConditionalGeneration(
         BartConfig(vocab_size=100, encoder_ffn_dim=64, decoder_ffn_dim=64)
     )
@@ -103,7 +102,7 @@ def test_unipelt_on_bert_base(
 
 
 def test_unipelt_on_bart_large(bart: PreTrainedModel) -> None:
-    """36 attentions, 24 feed-forwards, three tables with an MLP each; the vocabulary stays frozen."""
+    """36 attentions, 24 feed-forwards, three tables with an MLP each; a frozen vocabulary."""
     counts, everything, head = count(bart, UniPELT())
     found = {name: (c.trained, c.deployed, c.gates) for name, c in counts.items()}
     assert found == {
@@ -155,14 +154,10 @@ def test_prefixes_in_two_groups(split: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "total"),
-    [
-        (lambda: Gate(), 4 * 33),
-        (lambda: Gate(shared=True), 2 * 33),
-        (lambda: Gate(learned=False), 0),
-    ],
+    ("gate", "total"),
+    [(Gate(), 4 * 33), (Gate(shared=True), 2 * 33), (Gate(learned=False), 0)],
 )
-def test_gates_are_counted_apart(make: Callable[[], Gate], total: int) -> None:
-    counts, _, _ = count(tiny_bert(), Plan.uniform(LoRA(r=2, gate=make())))
+def test_gates_are_counted_apart(gate: Gate, total: int) -> None:
+    counts, _, _ = count(tiny_bert(), Plan.uniform(LoRA(r=2, gate=gate)))
     assert counts["lora"].gates == total
     assert counts["lora"].trained == 4 * 2 * 64

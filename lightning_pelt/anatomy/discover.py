@@ -104,7 +104,7 @@ def _by_gradient(d: _Discovery, call: AttentionCall) -> _Projected:
     for role, tensor in zip(ROLES, (call.query, call.key, call.value), strict=True):
         if not tensor.requires_grad:
             continue
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        noise = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
         outputs = [c.output for c in linears if c.output is not None]
         gradients = torch.autograd.grad(
             (tensor * noise).sum(), outputs, retain_graph=True, allow_unused=True

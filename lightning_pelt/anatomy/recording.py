@@ -72,12 +72,12 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         size = vision.image_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         image = (1, getattr(vision, "num_channels", 3), height, width)
-        inputs["pixel_values"] = torch.randn(image, generator=generator)
+        inputs["pixel_values"] = torch.randn(image, generator=generator, device="cpu")
     if "input_features" in accepted:
         shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs["input_features"] = torch.randn(shape, generator=generator)
+        inputs["input_features"] = torch.randn(shape, generator=generator, device="cpu")
     if "input_values" in accepted:
-        inputs["input_values"] = torch.randn((1, 4000), generator=generator)
+        inputs["input_values"] = torch.randn((1, 4000), generator=generator, device="cpu")
     inputs = {name: tensor.to(device, dtype) for name, tensor in inputs.items()}
     tokens = torch.arange(3, 8, device=device)[None]
     if "input_ids" in accepted or not inputs:
@@ -143,7 +143,8 @@ def record(model: PreTrainedModel) -> Recording:
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
     base.eval()
     try:
-        with torch.enable_grad(), _attention_seen(attend):
+        # Trainers run configure_model with a device of their own as the default.
+        with torch.enable_grad(), torch.device(base.device), _attention_seen(attend):
             base(**dummy_inputs(base))
     finally:
         for handle in handles:

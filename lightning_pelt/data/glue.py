@@ -51,7 +51,7 @@ class GLUE(TextDataModule):
             (index or name), or the official columns.
         low_resource: K, the number of training rows of the low-resource protocol.
         data_seed: of the choice of those rows.
-        mismatched: MNLI: evaluate on the mismatched dev rows as well, as a second loader.
+        mismatched: MNLI: test on the mismatched dev rows; dev stays the matched ones.
         as_text: rows as T5 takes them ("cola sentence: ..."), the label's name as target text.
         **common: see :class:`TextDataModule`.
     """
@@ -109,7 +109,7 @@ class GLUE(TextDataModule):
         if self.low_resource is not None:
             splits |= self._few(splits["train"], self.low_resource)
         if self.mismatched:
-            splits["mismatched"] = self._rows("validation_mismatched")
+            splits["test"] = self._rows("validation_mismatched")
         return splits
 
     def _few(self, train: Dataset, few: int) -> dict[str, Dataset]:
@@ -173,16 +173,6 @@ class GLUE(TextDataModule):
         names = [short, split, short.removesuffix("_matched"), split.removesuffix("_matched")]
         files = [self._home / (name + suffix) for name in names for suffix in READERS]
         return next((file for file in files if file.is_file()), None)
-
-    def val_dataloader(self) -> Any:
-        return self._both("dev", self.mismatched and self.low_resource is None)
-
-    def test_dataloader(self) -> Any:
-        return self._both("test", self.mismatched)
-
-    def _both(self, split: str, mismatched: bool) -> Any:
-        first = self._evaluation(split)
-        return [first, self._evaluation("mismatched")] if mismatched else first
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
         """Tokens, and the label as index, number or, with ``as_text``, tokens."""

@@ -166,6 +166,10 @@ class PrefixKV(Submodule):
             nn.init.normal_(self.key, std=method.init_std)
             nn.init.normal_(self.value, std=method.init_std)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        attention.install()  # a spawned process has not seen install()
+
     @property
     def closed(self) -> bool:
         return self.gate is not None and self.gate.open == 0

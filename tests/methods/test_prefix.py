@@ -3,11 +3,14 @@ attention is in test_attention."""
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
 from zoo import ZOO, build, inputs, output
 
 from lightning_pelt import Gate, Plan, Prefix, attach
@@ -141,12 +144,26 @@ def test_initial_weights(mlp: int | None) -> None:
                 assert float(parameter.std()) == pytest.approx(0.02, rel=0.1), name
 
 
+@torch.no_grad()
+def test_unpickled_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``ddp_spawn``: nothing was attached there, and the interface is transformers' own."""
+    model = tiny_bert()
+    prefixed(model, Prefix(length=3))
+    expected, stored = model(input_ids=TOKENS).logits, pickle.dumps(model)
+    wrapped = AttentionInterface.get_interface
+    original = inspect.getclosurevars(wrapped).nonlocals["original"]
+    monkeypatch.setattr(AttentionInterface, "get_interface", original)
+    assert not torch.equal(model(input_ids=TOKENS).logits, expected)
+    again = pickle.loads(stored)
+    assert torch.equal(again(input_ids=TOKENS).logits, expected)
+
+
 def test_reentrant_checkpointing_is_refused() -> None:
     model = tiny_bert().train()
     prefixed(model, Prefix(length=3))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
-    with pytest.raises(RuntimeError, match="use_reentrant=False, or use Prefix\\(mlp=None\\)"):
+    with pytest.raises(RuntimeError, match=r"use_reentrant=False, or Prefix\(mlp=None\)"):
         model(input_ids=TOKENS)
 
 
