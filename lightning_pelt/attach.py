@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_pelt import ownership
-from lightning_pelt.anatomy import examine
+from lightning_pelt.anatomy import base_of, examine
 from lightning_pelt.attachment import Attachment, MethodCount, find_attachment
 from lightning_pelt.build import Builder
 from lightning_pelt.errors import unknown
@@ -120,7 +120,7 @@ def _head(model: PreTrainedModel, paths: Sequence[str] | None) -> frozenset[str]
         return frozenset(name for name, parameter in named.items() if parameter in chosen)
     if model.get_output_embeddings() is not None:
         return frozenset()
-    base = set(model.base_model.parameters())
+    base = set(base_of(model).parameters())
     return frozenset(name for name, parameter in named.items() if parameter not in base)
 
 

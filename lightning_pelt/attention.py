@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
+from lightning_pelt.masks import once
+
 
 class PrefixSource(Protocol):
     """What an attention module carries as ``pelt_prefix``."""
@@ -83,8 +85,9 @@ def _attend(
         kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
     if gate is None or gate.dim() < 3 or gate.shape[1] == 1:
         if gate is not None:
-            prefix_key = (prefix_key * gate.reshape(-1, 1, 1, 1)).to(key.dtype)
-            prefix_value = (prefix_value * gate.reshape(-1, 1, 1, 1)).to(value.dtype)
+            gate = gate.reshape(-1, 1, 1, 1)
+            prefix_key = (prefix_key * gate).to(key.dtype)
+            prefix_value = (prefix_value * gate).to(value.dtype)
         key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], 2)
         value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], 2)
         return function(module, query, key, value, mask, *args, **kwargs)
@@ -136,15 +139,17 @@ def extend_mask(
     if mask is None:
         return _causal_mask(length, module, query, keys, kwargs) if "sdpa" in name else None
     if not isinstance(mask, Tensor):
-        return _extend_block_mask(mask, length, query, keys)
+        blocks = (length, keys)
+        return once(mask, blocks, lambda: _extend_block_mask(mask, length, query, keys))
+    visible: float | bool = True if mask.dtype == torch.bool else 0.0
     if mask.dim() == 2:  # flash attention's padding mask
+        visible = 1
         if kwargs.get("sliding_window"):
             raise ValueError(
                 "a sliding window in flash attention would hide the prefix from late tokens: use "
                 "attn_implementation='sdpa'"
             )
-        return F.pad(mask, (length, 0), value=1)
-    return F.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    return once(mask, length, lambda: F.pad(mask, (length, 0), value=visible))
 
 
 def _causal_mask(

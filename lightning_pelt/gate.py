@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import MaskArgument, Source
 from lightning_pelt.errors import unknown
+from lightning_pelt.masks import once, real_tokens
 from lightning_pelt.submodule import Removable, Submodule, argument
 
 Pool = Literal["auto", "masked", "all", "token"]
@@ -76,26 +77,19 @@ class Padding:
         """(B, T) or (1, T), true where a token is real; None when nothing is padded."""
         return real_tokens(self.mask)
 
+    def weights(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """1 for each real one of the last ``tokens``, (B, tokens, 1), and their number, (B, 1, 1).
 
-def real_tokens(mask: Any) -> Tensor | None:
-    """Which keys some query sees, for any of transformers' kinds of attention mask.
+        In cached decoding a mask has columns for the past in front.
+        """
 
-    Shapes: (B, T) or (B, 1 or heads, T or 1, T) -> (B, T). Boolean and integer masks say what is
-    seen, floating-point masks are added to the scores.
-    """
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor):  # flex attention's BlockMask
-        from torch.nn.attention.flex_attention import create_mask
+        def count() -> tuple[Tensor, Tensor]:
+            real = real_tokens(self.mask)
+            assert real is not None
+            weights = real[:, -tokens:, None].float()
+            return weights, weights.sum(1, keepdim=True).clamp(min=1)
 
-        queries, keys = mask.seq_lengths
-        mask = create_mask(
-            mask.mask_mod, mask.shape[0], None, queries, keys, mask.kv_indices.device
-        )
-    if mask.is_floating_point() and mask.dim() > 2:
-        mask = mask > torch.finfo(mask.dtype).min / 2
-    seen = mask.bool()
-    return seen if seen.dim() == 2 else seen.flatten(1, -2).any(1)
+        return once(self.mask, ("weights", tokens), count)
 
 
 class GateLayer(Submodule):
@@ -117,7 +111,7 @@ class GateLayer(Submodule):
         self.openness = [1.0] * len(self.names)  # on the host, so that nobody waits for the device
         self.source: Source | None = None
         self.padding: Padding | None = None
-        self.live: Tensor | None = None
+        self.live: tuple[Tensor, ...] | None = None  # of each gate
         self.last: Tensor | None = None
         for name in self.names if gate.learned else ():
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(1, width)))
@@ -148,27 +142,26 @@ class GateLayer(Submodule):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token; kept for whom it gates."""
         if not self.gate.learned:
-            self.live = self.last = self.open.float()
+            gates = self.last = self.open.float()
         else:
             weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
             bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
             scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
             gates = torch.sigmoid(scores) * self.open.float()
             pooled = gates if self.pool == "token" else self._pooled(gates)
-            self.live, self.last = self._spread(pooled, gates), pooled.detach()
-        return self.live
+            gates, self.last = self._spread(pooled, gates), pooled.detach()
+        self.live = gates.split(1, -1)
+        return gates
 
     def _pooled(self, gates: Tensor) -> Tensor:
         """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
         if gates.dim() == 2:
             gates = gates.unflatten(0, (self.padding.batch if self.padding else len(gates), -1))
         rows = gates.flatten(1, -2)
-        real = self.padding.real() if self.padding is not None and self.pool == "masked" else None
-        if real is None:
+        if self.padding is None or self.padding.mask is None or self.pool == "all":
             return rows.mean(1, keepdim=True)
-        # A mask in cached decoding has columns for the past in front.
-        weights = real[:, -rows.shape[1] :, None].to(rows.dtype)
-        return (rows * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+        weights, count = self.padding.weights(rows.shape[1])
+        return (rows * weights).sum(1, keepdim=True) / count
 
     def _spread(self, pooled: Tensor, gates: Tensor) -> Tensor:
         """``pooled`` in a shape that multiplies what the ``gates`` of single tokens would."""
@@ -198,7 +191,7 @@ class GateView:
     def read(self) -> Tensor:
         """The gate of the forward in flight: (B, 1, 1) pooled, (B, T, 1) per token."""
         assert self.layer.live is not None, f"gate {self.name} is read before its input is seen"
-        return self.layer.live[..., self.index : self.index + 1]
+        return self.layer.live[self.index]
 
     @property
     def value(self) -> Tensor | None:

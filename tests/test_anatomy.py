@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    BertModel,
+    PreTrainedModel,
+)
 from zoo import BLOCKS, ZOO, build
 
+from lightning_pelt import HeadOnly, attach
 from lightning_pelt.anatomy import Anatomy, Site, examine
 from lightning_pelt.testing import hook_counts, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -300,3 +308,62 @@ def test_block_labels() -> None:
     assert {single.block_label(site) for site in single.sites} == {"00", "01", "outer"}
     labels: Any = {double.block_label(site) for site in double.sites}
     assert labels >= {"encoder.00", "encoder.01", "decoder.00", "decoder.01"}
+
+
+# Families beyond the zoo, for what is peculiar about them.
+
+
+def tiny(model_type: str, auto: Any = AutoModel, **options: Any) -> PreTrainedModel:
+    shape = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(model_type, **shape, **options)
+    return auto.from_config(config).eval()
+
+
+HEADS = {"num_attention_heads": 4, "intermediate_size": 64}
+LONG_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+
+
+def test_half_on_the_interface() -> None:
+    """LongT5's decoder is on it, its local attention is not: both are found."""
+    anatomy = examine(tiny("longt5", AutoModelForSeq2SeqLM, **LONG_T5, decoder_start_token_id=0))
+    assert [(stack.name, stack.causal) for stack in anatomy.stacks] == [ENCODER, DECODER]
+    queries = [s.path for s in anatomy.select("attention.query")]
+    assert queries == [
+        f"encoder.block.{block}.layer.0.LocalSelfAttention.q" for block in range(2)
+    ] + [f"decoder.block.{block}.layer.0.SelfAttention.q" for block in range(2)]
+    prefixed = {s.stack for s in anatomy.sites if s.heads}
+    assert prefixed == {"decoder"}
+
+
+def test_a_base_that_is_but_a_stack_of_blocks() -> None:
+    """DINOv3's ``base_model`` takes hidden states; its embeddings are no head either."""
+    model = tiny("dinov3_vit", image_size=32, patch_size=8, **HEADS)
+    assert model.base_model is not model
+    assert [stack.name for stack in examine(model).stacks] == ["encoder"]
+    assert attach(model, HeadOnly()).head_size == 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("mamba", {}),  # its mixers have an in_proj, as DeBERTa's attentions do
+        ("fnet", {}),
+        ("longformer", {"attention_window": 4, **HEADS}),  # its projections see (T, B, d)
+        ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
+    ],
+)
+def test_no_attention_that_could_be_extended(model_type: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no attention found in"):
+        examine(tiny(model_type, **options))
+
+
+def test_a_model_that_needs_other_inputs() -> None:
+    class Demanding(BertModel):
+        def forward(self, input_ids: Any, boxes: Any) -> Any:
+            raise AssertionError
+
+    model = Demanding(build("bert").config)
+    hooks = hook_counts(model)
+    with pytest.raises(ValueError, match=r"Demanding cannot be examined.*TypeError.*'boxes'"):
+        examine(model)
+    assert hook_counts(model) == hooks

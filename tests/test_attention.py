@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
-from zoo import build, inputs, output
+from zoo import ZOO, build, inputs, output
 
 from lightning_pelt import Gate, Plan, Prefix, attach
 from lightning_pelt.attach import Attachment
@@ -122,8 +122,7 @@ def gate_of(attachment: Attachment, module: nn.Module, queries: int) -> Tensor:
     return gate.expand(-1, queries)
 
 
-FAMILIES = ["bert", "albert", "modernbert", "distilbert", "gpt2", "gpt_neox", "llama", "mistral"]
-FAMILIES += ["phi3", "gemma2", "gemma3_text", "deepseek_v3", "t5", "bart", "vit", "clip"]
+FAMILIES = [name for name, entry in ZOO.items() if entry.interface]
 
 
 def implementations(name: str) -> list[str]:

@@ -122,28 +122,41 @@ def _by_name(d: _Discovery) -> list[_Projected]:
     """Projections of the attentions of a family off the interface, by the table of leaf names."""
     found = []
     for module in d.names:
+        if "Attention" not in type(module).__name__:  # others have an ``in_proj`` too
+            continue
         children = dict(module.named_children())
         linear = {name for name, child in children.items() if is_linear(child)}
         table = next((n for n in NAMES if linear.issuperset(n.children)), None)
         if table is None or module not in d.block_of:
             continue
         calls = {role: d.first.get(children[getattr(table, role)]) for role in ROLES}
-        if any(call is None for call in calls.values()):
+        if any(call is None or not _batch_first(call) for call in calls.values()):
             continue
         layout: dict[str, Any] = table.layout(d.model.config) if table.layout else {}
         projections = {r: (call, layout.get(r)) for r, call in calls.items() if call is not None}
         last = max(d.seen.calls.index(call) for call, _ in projections.values())
         found.append(_Projected(module, last + 1, projections, None))
-    return sorted(found, key=lambda projected: projected.at)
+    return found
+
+
+def _batch_first(call: Call) -> bool:
+    """Whether a projection sees (B, T, d), not (T, B, d): gates pool over the second dimension."""
+    return call.output is not None and call.output.shape[0] == 1
 
 
 def _attentions(d: _Discovery) -> list[_Projected]:
-    """Every attention module once, in the order of its first call."""
+    """Every attention module once, in the order of its first call.
+
+    By the interface; by name in the blocks that it does not reach, as the encoder's of LongT5.
+    """
     once: dict[nn.Module, AttentionCall] = {}
     for call in d.seen.attention:
         once.setdefault(call.module, call)
-    found = [_by_gradient(d, call) for call in once.values()] if once else _by_name(d)
-    return [p for p in found if p.projections and p.module in d.block_of]
+    found = [_by_gradient(d, call) for call in once.values()]
+    found = [p for p in found if p.projections and p.module in d.block_of]
+    reached = {d.block_of[p.module] for p in found}
+    found += [p for p in _by_name(d) if d.block_of[p.module] not in reached]
+    return sorted(found, key=lambda projected: projected.at)
 
 
 def _is_causal(attention: _Projected, output: Call | None) -> bool:
@@ -153,6 +166,8 @@ def _is_causal(attention: _Projected, output: Call | None) -> bool:
         return True
     context, projected = next(iter(output.inputs.values())), value[0].output
     if projected is None or context.dim() != 3 or projected.dim() != 3 or not context.requires_grad:
+        return True
+    if projected.shape[1] == 1:  # of a family that pools its tokens first
         return True
     (gradient,) = torch.autograd.grad(
         context[:, 0].sum(), projected, retain_graph=True, allow_unused=True

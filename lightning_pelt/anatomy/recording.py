@@ -108,12 +108,22 @@ def _attention_seen(note: Callable[..., None]) -> Iterator[None]:
         AttentionInterface.get_interface = original  # type: ignore[method-assign]
 
 
+def base_of(model: PreTrainedModel) -> Any:
+    """``model`` without its head; itself where its so-called base is but the stack of blocks."""
+    base = model.base_model
+    accepted = inspect.signature(base.forward).parameters
+    return base if getattr(base, "main_input_name", None) in accepted else model
+
+
 def record(model: PreTrainedModel) -> Recording:
     """Run ``model``'s base once on dummy inputs, without dropout, and write everything down.
 
     The global random state, the mode and the gradients of the model stay as they were.
+
+    Raises:
+        ValueError: the model does not run on the dummy inputs.
     """
-    base: Any = model.base_model
+    base = base_of(model)
     seen = Recording([], [])
     stack: list[Call] = []
 
@@ -146,6 +156,11 @@ def record(model: PreTrainedModel) -> Recording:
         # Trainers run configure_model with a device of their own as the default.
         with torch.enable_grad(), torch.device(base.device), _attention_seen(attend):
             base(**dummy_inputs(base))
+    except Exception as error:
+        raise ValueError(
+            f"{type(base).__name__} cannot be examined: it failed on a dummy input with "
+            f"{type(error).__name__}: {error}. Attach to the transformer inside it, by its path."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -102,7 +102,7 @@ class Bottleneck(nn.Module):
         inner = ACTIVATIONS[self.method.activation](inner)
         # The bias rides along as one more column, so that the gate scales it and nothing is added
         # to (B, T, d) but one product.
-        inner = F.pad(inner, (0, 1), value=1.0)
+        inner = torch.cat([inner, inner.new_ones(1).expand(*inner.shape[:-1], 1)], -1)
         if self.gate is not None:
             self.gate.layer(h)
             inner = inner * self.gate.read().to(inner.dtype)

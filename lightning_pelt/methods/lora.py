@@ -92,7 +92,8 @@ class LoRADown(Submodule):
         self.source = source
         self.A = nn.Parameter(torch.empty(sites * method.r, source.width))
         self.dropout = nn.Dropout(method.dropout) if method.dropout else None
-        self.low: Tensor | None = None
+        self.rank = method.r
+        self.low: tuple[Tensor, ...] | None = None  # of each site
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -100,7 +101,7 @@ class LoRADown(Submodule):
         return [host.register_forward_pre_hook(self._read, with_kwargs=True)]
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.low = self(argument(args, kwargs, self.source.argument))
+        self.low = self(argument(args, kwargs, self.source.argument)).split(self.rank, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_in) -> (B, T, sites x r)."""
@@ -138,17 +139,16 @@ class LoRAUp(Submodule):
 
     def forward(self, output: Tensor) -> Tensor:
         """(B, T, d_out) -> (B, T, d_out)."""
-        low = self.__dict__["down"].low
+        low: tuple[Tensor, ...] = self.__dict__["down"].low
         pairs = zip(self.indices, self.gates, strict=True)
-        parts = [self._scaled(low, index, gate) for index, gate in pairs]
+        parts = [self._scaled(low[index], gate) for index, gate in pairs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return add_product(output, whole, self.weight(output.shape[-1]).T)
 
-    def _scaled(self, low: Tensor, index: int, gate: GateView | None) -> Tensor:
-        part = low[..., index * self.rank : (index + 1) * self.rank]
+    def _scaled(self, low: Tensor, gate: GateView | None) -> Tensor:
         if gate is not None:
-            return part * gate.read().to(part.dtype)
-        return part if self.scale == 1 else part * self.scale
+            return low * gate.read().to(low.dtype)
+        return low if self.scale == 1 else low * self.scale
 
     def weight(self, width: int) -> Tensor:
         """(width, sites x r): each B in the rows of a fused projection that are its own."""
