@@ -1,6 +1,6 @@
 """``python -m lightning_pelt`` is ``lightning-pelt``."""
 
-from lightning_pelt.cli import main
+from lightning_pelt.cli import script
 
 if __name__ == "__main__":
-    main()
+    script()

@@ -52,6 +52,11 @@ class PELTCLI(LightningCLI):
             )
 
 
+def script() -> None:
+    """The console script: what it returned would become the exit status."""
+    main()
+
+
 def main(args: ArgsType = None) -> PELTCLI:
     """Run the command line; ``args`` replaces ``sys.argv`` in tests."""
     # A usage that lists a hundred options would bury what is wrong with one of them.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -260,3 +262,14 @@ def test_nonsense_gets_no_suggestion(options, capsys):
 
 def test_the_commands_are_those_of_the_trainer():
     assert list(PELTCLI.subcommands()) == ["fit", "validate", "test", "predict"]
+
+
+def test_the_console_script_gives_no_exit_status(monkeypatch, repository):
+    """``sys.exit(script())`` is what the installed command does: anything but None is a failure."""
+    declared = re.search(
+        r'^lightning-pelt = "(.+):(.+)"$', (repository / "pyproject.toml").read_text(), re.M
+    )
+    assert declared is not None
+    monkeypatch.setattr("lightning_pelt.cli.main", lambda: object())
+    module = importlib.import_module(declared[1])
+    assert getattr(module, declared[2])() is None
