@@ -41,7 +41,9 @@ def sentiment(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_fits_and_tests(recipe: Path, tmp_path: Path) -> None:
+def test_recipe_fits_and_tests(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     offline = sentiment(tmp_path / "glue") if recipe.stem.startswith("unipelt_") else []
     cli = main(["fit", f"--config={recipe}", *SHORT, *offline])
     wandb.teardown()
@@ -52,7 +54,9 @@ def test_recipe_fits_and_tests(recipe: Path, tmp_path: Path) -> None:
         columns = set(csv.DictReader(file).fieldnames or ())
     assert {"val/accuracy", "test/accuracy"} <= columns
     gated = "GateMonitor" in recipe.read_text()
-    assert (logged.parent / "gates.png").exists() == gated
+    picture = logged.parent / "gates.png"
+    assert picture.exists() == gated
+    assert (str(picture.relative_to(tmp_path)) in capsys.readouterr().out) == gated
     assert any(column.startswith("gate/00/") for column in columns) == gated
 
 

@@ -59,6 +59,7 @@ class GateMonitor(Callback):
         self._gates: list[GateView] = []
         self._means: GateMeans | None = None
         self._last_step = -1
+        self._picture: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gates = list(attachment_of(pl_module, self).gates.values())
@@ -103,13 +104,16 @@ class GateMonitor(Callback):
         writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.heatmap and means and writes:
             figure = plots.gate_heatmap(means)
-            plots.save(figure, Path(folder) / "gates.png")
+            self._picture = Path(folder) / "gates.png"
+            plots.save(figure, self._picture)
             for logger in trainer.loggers:
                 _log_image(logger, plots.pixels(figure), logging_step(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.table and self.latest and trainer.is_global_zero:
             print(f"\nMean gate, 0 closed to 1 open\n\n{tabulate(self.latest)}\n", flush=True)
+        if self._picture is not None:
+            print(f"The same as a picture: {self._picture}\n", flush=True)
         self._gates = []
 
 
