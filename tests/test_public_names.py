@@ -73,7 +73,7 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 LAYERS = [
     ("errors", "files", "submodule", "backbone"),
     ("anatomy",),
-    ("attention",),
+    ("masks", "attention"),
     ("gate",),
     ("method",),
     ("placement",),
