@@ -14,11 +14,19 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from lightning_pelt.benchmark.contestant import FLOOR, FULL, Contestant, Setting, Turn
+from lightning_pelt.benchmark.contestant import (
+    FLOOR,
+    FULL,
+    Contestant,
+    Setting,
+    Turn,
+    give_back_freed_memory,
+)
 
 DISTURBED = 0.15  # cores taken by other processes
 ENOUGH = 3  # rounds without disturbance, to do without the others
 WARM_UP = 2
+MEMORY_STEPS = 4
 
 Result = TypeVar("Result")
 _contestant: Contestant | None = None  # of a worker process
@@ -87,9 +95,11 @@ def _turn(steps: int) -> Turn:
     return _contestant.turn(steps)
 
 
-def _memory() -> int:
-    assert _contestant is not None
-    return _contestant.over_idle()
+def _memory(name: str, setting: Setting) -> int:
+    give_back_freed_memory()
+    contestant = Contestant(name, setting)
+    contestant.turn(MEMORY_STEPS)
+    return contestant.over_idle()
 
 
 def race(
@@ -97,26 +107,29 @@ def race(
 ) -> dict[str, Standing]:
     """Let plans take turns of ``steps`` steps, ``rounds`` times each in shuffled order.
 
-    ``names`` must hold both baselines. Two more rounds at the start are not counted; memory is read
-    after them, when every buffer has been there.
+    ``names`` must hold both baselines. Two more rounds at the start are not counted. Memory is
+    measured first, in processes of its own.
     """
     order = random.Random(seed)
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(names) * (1 + WARM_UP + rounds), leave=False))
+        bar = stack.enter_context(tqdm(total=len(names) * (2 + WARM_UP + rounds), leave=False))
+        memory = {}
+        for name in names:
+            bar.set_description(f"memory of {name}")
+            with Worker() as worker:
+                memory[name] = worker.run(_memory, name, setting)
+            bar.update()
         workers = {name: stack.enter_context(Worker()) for name in names}
         for name, worker in workers.items():
             bar.set_description(f"building {name}")
             worker.run(_start, name, setting)
             bar.update()
-        memory = {}
         for number in range(WARM_UP + rounds):
             for name in order.sample(list(names), len(names)):
                 bar.set_description(f"round {number}: {name}")
                 turns[name].append(workers[name].run(_turn, steps))
                 bar.update()
-            if number < WARM_UP:
-                memory = {name: worker.run(_memory) for name, worker in workers.items()}
     counted = {name: taken[WARM_UP:] for name, taken in turns.items()}
     return {name: standing(counted, name, memory[name]) for name in names}
 
