@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_pelt.attach import Attachment, attach, detach
 from lightning_pelt.exchange import load_adapters, merge, save_adapters
 from lightning_pelt.gate import Gate
-from lightning_pelt.methods import IA3, Adapter, BitFit, LoRA, Prefix
+from lightning_pelt.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Prefix
 from lightning_pelt.plan import FullFineTuning, Group, HeadOnly, Plan, UniPELT
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ __all__ = [
     "Adapter",
     "Attachment",
     "BitFit",
+    "Compacter",
     "FullFineTuning",
     "Gate",
     "GateMonitor",
@@ -24,6 +25,7 @@ __all__ = [
     "Group",
     "HeadOnly",
     "LoRA",
+    "LowRankAdapter",
     "PELTCallback",
     "PELTModule",
     "ParameterCount",

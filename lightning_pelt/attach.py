@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_pelt import ownership
 from lightning_pelt.anatomy import base_of, examine
-from lightning_pelt.attachment import Attachment, MethodCount, find_attachment
+from lightning_pelt.attachment import NORM, Attachment, MethodCount, find_attachment
 from lightning_pelt.build import Builder
 from lightning_pelt.errors import unknown
 from lightning_pelt.plan import Plan
@@ -134,5 +134,21 @@ def _freeze(attachment: Attachment, head_paths: Sequence[str] | None) -> None:
         parameter.requires_grad_(plan.train_base or in_head)
         attachment.head_size += parameter.numel() if in_head else 0
         attachment.backbone_size += 0 if in_head else parameter.numel()
-    if not plan.train_base:
-        attachment.base = frozenset(model.state_dict()) - attachment.head
+    if plan.train_base:
+        return
+    if plan.norms:
+        _train_norms(attachment)
+    attachment.base = frozenset(model.state_dict()) - attachment.head - attachment.norms
+
+
+def _train_norms(attachment: Attachment) -> None:
+    """Unfreeze the norms of the base, and remember how they were."""
+    paths = {site.path for site in attachment.anatomy.sites if site.role == "norm"}
+    named = attachment.model.named_parameters()
+    norms = {n: p for n, p in named if n.rpartition(".")[0] in paths and n not in attachment.head}
+    for name, parameter in norms.items():
+        parameter.requires_grad_(True)
+        attachment._norms_before[name] = parameter.detach().clone()
+    attachment.norms = frozenset(norms)
+    size = sum(parameter.numel() for parameter in norms.values())
+    attachment.counts[NORM] = MethodCount(size, size, 0)

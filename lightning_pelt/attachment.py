@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_pelt import ownership
@@ -14,6 +15,7 @@ from lightning_pelt.plan import Plan
 from lightning_pelt.submodule import Removable, Submodule
 
 CHILD = "pelt"  # the name under which every host keeps its submodules
+NORM = "norm"  # the name under which trained norms of the base are counted and grouped
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Attachment:
         gates: every gate by name, ``07/lora.query``.
         counts: numbers of parameters by method name.
         head: names of the head's parameters.
+        norms: names of the parameters of the base's norms, where the plan trains them.
         backbone_size, head_size: numbers of parameters of the base and of the head.
     """
 
@@ -50,12 +53,16 @@ class Attachment:
         self.head_size = 0
         self.submodules: dict[str, list[Submodule]] = {}
         self.head: frozenset[str] = frozenset()
+        self.norms: frozenset[str] = frozenset()
         self._handles: list[Removable] = []
         self._hosts: list[nn.Module] = []
         self._trained_before: dict[str, bool] = {}
+        self._norms_before: dict[str, Tensor] = {}
 
     def parameters_of(self, method: str) -> list[nn.Parameter]:
-        """The weights of a method and of its gates."""
+        """The weights of a method and of its gates; trained norms are the method ``norm``."""
+        if method == NORM:
+            return self.parameter_groups().get(NORM, [])
         gates = [view for view in self.gates.values() if view.method == method]
         return self._weights(method) + [p for view in gates for p in view.parameters()]
 
@@ -67,12 +74,13 @@ class Attachment:
         )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trained parameters by group: one per method, then ``gate``, ``head`` and ``base``."""
+        """Trained parameters by group: one per method, then gate, norm, head and base."""
         groups = {method: self._weights(method) for method in self.submodules}
         gates = [p for view in self.gates.values() for p in view.parameters()]
         groups["gate"] = list(dict.fromkeys(gates))
         # By name: FSDP2 replaces parameters, and so does a move to another dtype.
         named = [(ownership.plain(n), p) for n, p in self.model.named_parameters()]
+        groups[NORM] = [parameter for name, parameter in named if name in self.norms]
         groups["head"] = [parameter for name, parameter in named if name in self.head]
         if self.plan.train_base:
             known = {p for group in groups.values() for p in group}
@@ -92,7 +100,7 @@ class Attachment:
             self.model.get_submodule(name.rpartition(".")[0]).train()
 
     def detach(self) -> None:
-        """Take everything off: hooks, submodules, and the freezing."""
+        """Take everything off: hooks, submodules, the freezing, and what norms have learnt."""
         for handle in self._handles:
             handle.remove()
         for host in self._hosts:
@@ -100,6 +108,9 @@ class Attachment:
                 delattr(host, CHILD)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._trained_before.get(name, True))
+            if name in self._norms_before:
+                with torch.no_grad():
+                    parameter.copy_(self._norms_before[name])
         self.model.__dict__.pop("pelt_attachment", None)
 
     def __repr__(self) -> str:

@@ -119,6 +119,7 @@ def merge(model: nn.Module) -> PreTrainedModel:
             transposed = isinstance(host, Conv1D)
             delta = update.delta(weight.shape[1] if transposed else weight.shape[0])
             weight.add_((delta.T if transposed else delta).to(weight.dtype))
+    attachment._norms_before.clear()  # what norms have learnt is merged as well
     attachment.detach()
     return root
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.gate import Gate, GateView
@@ -45,10 +45,12 @@ class Method(ABC):
         name: the key of its submodules, parameter group, gates and log lines. Two methods of one
             block need different names.
         gate: how its submodules are gated; None is not at all.
+        tunes_norms: whether its paper trains the model's norms along with it.
     """
 
     name: str
     gate: Gate | None
+    tunes_norms: ClassVar[bool] = False
 
     @abstractmethod
     def where(self, anatomy: Anatomy) -> list[Site]:

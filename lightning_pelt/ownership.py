@@ -66,6 +66,19 @@ def refuse_foreign(
             + f"The model's plan is {attachment.plan}. Load it into a model with the plan that it "
             "was trained with (`plan` in its hyperparameters, or adapter_config.json)."
         )
+    _refuse_other_shapes(module, state, prefix)
+
+
+def _refuse_other_shapes(module: nn.Module, state: dict, prefix: str) -> None:
+    here = {plain(name): tensor for name, tensor in module.named_parameters()}
+    for name, tensor in state.items():
+        own = here.get(plain(name.removeprefix(prefix))) if name.startswith(prefix) else None
+        if own is not None and own.shape != tensor.shape:
+            raise RuntimeError(
+                f"size mismatch: {plain(name)} is {tuple(tensor.shape)} there and {tuple(own.shape)} here: the "
+                f"checkpoint was made with other options than {_attachment(module).plan}, or with "
+                "another head"
+            )
 
 
 def _summary(verb: str, names: Iterable[str]) -> str:

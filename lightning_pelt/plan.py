@@ -78,6 +78,8 @@ class Plan:
     Args:
         groups: blocks and their methods. Groups may overlap as long as no block gets two methods of
             one name.
+        norms: whether the norms of the base are trained along, all of them; None is as the papers
+            of the methods have it. They count as the method ``norm``.
 
     Attributes:
         train_base: whether the base itself is trained, as in full fine-tuning.
@@ -85,13 +87,14 @@ class Plan:
 
     train_base: bool = False
 
-    def __init__(self, groups: Sequence[Group] = ()) -> None:
+    def __init__(self, groups: Sequence[Group] = (), norms: bool | None = None) -> None:
         self.groups: tuple[Group, ...] = tuple(groups)
+        self.norms: bool = any(m.tunes_norms for m in self.methods) if norms is None else norms
 
     @classmethod
-    def uniform(cls, *methods: Method) -> Plan:
+    def uniform(cls, *methods: Method, norms: bool | None = None) -> Plan:
         """The same methods in every block."""
-        return Plan([Group(methods)])
+        return Plan([Group(methods)], norms)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -140,7 +143,7 @@ class Plan:
         return {"class_path": _public_path(type(self)), "init_args": self.init_args()}
 
     def init_args(self) -> dict[str, Any]:
-        return {"groups": [_plain(group) for group in self.groups]}
+        return {"groups": [_plain(group) for group in self.groups], "norms": self.norms}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.to_config() == other.to_config()
@@ -149,7 +152,8 @@ class Plan:
         return hash(str(self.to_config()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self.groups))})"
+        norms = ["norms=True"] if self.norms else []
+        return f"{type(self).__name__}({', '.join([*map(repr, self.groups), *norms])})"
 
 
 def _claim(
@@ -172,16 +176,22 @@ class UniPELT(Plan):
         methods: by default the paper's APL: adapter, prefix and LoRA. The paper's AP is
             ``[Adapter(), Prefix()]``.
         gate: for every method that does not bring a gate of its own.
+        norms: whether the norms of the base are trained along.
     """
 
-    def __init__(self, methods: Sequence[Method] | None = None, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        methods: Sequence[Method] | None = None,
+        gate: Gate | None = None,
+        norms: bool = False,
+    ) -> None:
         default = Gate() if gate is None else gate
         given = (Adapter(), Prefix(), LoRA()) if methods is None else methods
         gated = [m if m.gate is not None else replace(m, gate=default) for m in given]  # type: ignore[type-var]
-        super().__init__([Group(gated)])
+        super().__init__([Group(gated)], norms)
 
     def init_args(self) -> dict[str, Any]:
-        return {"methods": [_plain(method) for method in self.methods]}
+        return {"methods": [_plain(method) for method in self.methods], "norms": self.norms}
 
 
 class HeadOnly(Plan):

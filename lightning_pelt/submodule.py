@@ -64,3 +64,16 @@ def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
         right.to(out.dtype).contiguous(),
     )
     return flat.view(out.shape).to(out.dtype)
+
+
+def refuse_reentrant(tensor: Tensor, what: str, *, instead: str = "") -> None:
+    """Raise where ``tensor``, made once per forward, meets reentrant activation checkpointing.
+
+    Raises:
+        RuntimeError: a block runs without gradients now and will be replayed with them.
+    """
+    if tensor.requires_grad and not torch.is_grad_enabled():
+        raise RuntimeError(
+            f"reentrant activation checkpointing walks the graph of the shared {what} once per "
+            f"block, which fails: use use_reentrant=False{instead}"
+        )

@@ -20,9 +20,9 @@ Prefixes = list[Prefix]
 
 # Bottlenecks of half the width: of two units, rectified, one is easily dead.
 PLANS: dict[str, Callable[[Prefixes], Plan]] = {
-    "unipelt": lambda prefix: UniPELT([Adapter(reduction=2), *prefix, LoRA()]),
+    "unipelt": lambda prefix: UniPELT([Adapter(reduction_factor=2), *prefix, LoRA()]),
     "everywhere": lambda prefix: Plan.uniform(
-        Adapter(reduction=2, sites=("attention", "ffn"), placement="parallel", gate=Gate()),
+        Adapter(reduction_factor=2, sites=("attention", "ffn"), placement="parallel", gate=Gate()),
         LoRA(sites=("*attention.*",), gate=Gate(shared=True)),
     ),
     "bitfit": lambda prefix: Plan.uniform(BitFit(gate=Gate())),

@@ -173,7 +173,7 @@ def owned(model: nn.Module) -> dict[str, nn.Parameter]:
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit"])
 def test_gates_of_one_are_no_gates(name: str, pool: Any) -> None:
     """And LoRA's scale is one then, whatever its alpha."""
-    methods = [Adapter(reduction=2), Prefix(length=3, mlp=8)]
+    methods = [Adapter(reduction_factor=2), Prefix(length=3, mlp=8)]
     model, batch = build(name), inputs(name)
     attachment = attach(model, UniPELT([*methods, LoRA(r=4, alpha=99.0)], Gate(pool=pool)))
     awaken(attachment)
@@ -194,7 +194,7 @@ ENCODERS = [name for name, entry in ZOO.items() if entry.kind == "encoder"]
 
 
 def gated(name: str, pool: Any = "auto") -> Attachment:
-    methods: list[Any] = [Adapter(reduction=2), LoRA(), BitFit()]
+    methods: list[Any] = [Adapter(reduction_factor=2), LoRA(), BitFit()]
     if ZOO[name].interface:
         methods.append(Prefix(length=3))
     attachment = attach(build(name), UniPELT(methods, gate=Gate(pool=pool)))

@@ -19,7 +19,7 @@ MIXTURES = {"mixtral", "qwen3_moe", "deepseek_v3"}  # sums of experts round diff
 
 
 def gated(name: str, gate: Gate | None = None) -> PreTrainedModel:
-    methods: list[Any] = [LoRA(sites=("query", "value", "ffn.*")), Adapter(reduction=2)]
+    methods: list[Any] = [LoRA(sites=("query", "value", "ffn.*")), Adapter(reduction_factor=2)]
     if name in MIXTURES:
         methods[0] = LoRA(sites=("query", "value"))
     if ZOO[name].interface:

@@ -16,7 +16,7 @@ from lightning_pelt.ownership import plain
 from lightning_pelt.testing import awaken, is_ours, tiny_bert, tiny_gpt2
 
 TOKENS = torch.arange(3, 19).view(2, 8)
-PLAN = UniPELT([LoRA(r=4), Adapter(reduction=2)])
+PLAN = UniPELT([LoRA(r=4), Adapter(reduction_factor=2)])
 
 
 def tuned(plan: Plan = PLAN, seed: int = 0) -> Any:

@@ -2,8 +2,10 @@
 
 from lightning_pelt.methods.adapter import Adapter
 from lightning_pelt.methods.bitfit import BitFit
+from lightning_pelt.methods.compacter import Compacter
 from lightning_pelt.methods.ia3 import IA3
 from lightning_pelt.methods.lora import LoRA
+from lightning_pelt.methods.low_rank_adapter import LowRankAdapter
 from lightning_pelt.methods.prefix import Prefix
 
-__all__ = ["IA3", "Adapter", "BitFit", "LoRA", "Prefix"]
+__all__ = ["IA3", "Adapter", "BitFit", "Compacter", "LoRA", "LowRankAdapter", "Prefix"]

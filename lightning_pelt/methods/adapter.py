@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_pelt import placement
+from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.errors import unknown
+from lightning_pelt.bottleneck import extend
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.placement import Placement
-from lightning_pelt.submodule import add_product
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 
 
 @dataclass(frozen=True)
@@ -40,16 +31,16 @@ class Adapter(Method):
     - ``auto``: ``unipelt`` where the block allows it, else ``sequential``.
 
     Args:
-        bottleneck: its width; by default ``reduction`` times smaller than the model's.
+        bottleneck: its width; by default ``reduction_factor`` times smaller than the model's.
         sites: ``ffn``, ``attention``, ``cross_attention``.
-        activation: ``relu``, ``gelu``, ``silu`` or ``tanh``.
+        activation: ``relu``, ``gelu``, ``gelu_new`` (its tanh approximation), ``silu``, ``tanh``.
         init_std: of both projections; biases start at 0.
         gate: None is ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.
     """
 
     bottleneck: int | None = None
-    reduction: int = 16
+    reduction_factor: int = 16
     sites: Sequence[str] = ("ffn",)
     placement: Placement = "auto"
     activation: str = "relu"
@@ -58,14 +49,13 @@ class Adapter(Method):
     name: str = "adapter"
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise unknown("activation of an adapter", self.activation, ACTIVATIONS)
         placement.check(self.placement)
-        if (self.bottleneck is not None and self.bottleneck < 1) or self.reduction < 1:
-            raise ValueError(
-                f"Adapter has bottleneck={self.bottleneck}, reduction={self.reduction}: "
-                "both must be at least 1"
-            )
+        bottleneck.check(
+            self,
+            activation=self.activation,
+            bottleneck=self.bottleneck,
+            reduction_factor=self.reduction_factor,
+        )
 
     def where(self, anatomy: Anatomy) -> list[Site]:
         return placement.sublayers(anatomy, self.sites, self.placement)
@@ -87,7 +77,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, method: Adapter, site: Site, gate: GateView | None, d_in: int) -> None:
         super().__init__()
-        width = method.bottleneck or max(1, site.d_out // method.reduction)
+        width = method.bottleneck or max(1, site.d_out // method.reduction_factor)
         self.gate, self.method = gate, method
         self.down = nn.Parameter(torch.empty(width, d_in))
         self.down_bias = nn.Parameter(torch.zeros(width))
@@ -98,12 +88,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
-        inner = F.linear(h.to(self.down.dtype), self.down, self.down_bias)
-        inner = ACTIVATIONS[self.method.activation](inner)
-        # The bias rides along as one more column, so that the gate scales it and nothing is added
-        # to (B, T, d) but one product.
-        inner = torch.cat([inner, inner.new_ones(1).expand(*inner.shape[:-1], 1)], -1)
-        if self.gate is not None:
-            self.gate.layer(h)
-            inner = inner * self.gate.read().to(inner.dtype)
-        return add_product(output, inner, torch.cat([self.up.T, self.up_bias[None]]))
+        return extend(
+            output,
+            h,
+            down=self.down,
+            down_bias=self.down_bias,
+            up=torch.cat([self.up.T, self.up_bias[None]]),
+            activation=self.method.activation,
+            gate=self.gate,
+        )

@@ -13,7 +13,7 @@ from lightning_pelt import attention
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule
+from lightning_pelt.submodule import Removable, Submodule, refuse_reentrant
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,7 @@ class PrefixEncoder(Submodule):
             RuntimeError: in reentrant activation checkpointing.
         """
         assert self.prefixes is not None
-        if self.prefixes[0].requires_grad and not torch.is_grad_enabled():
-            raise RuntimeError(
-                "reentrant activation checkpointing walks the graph of the shared prefix MLP once "
-                "per block, which fails: use use_reentrant=False, or Prefix(mlp=None)"
-            )
+        refuse_reentrant(self.prefixes[0], "prefix MLP", instead=", or Prefix(mlp=None)")
         return self.prefixes[2 * index], self.prefixes[2 * index + 1]
 
 

@@ -20,11 +20,11 @@ MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
 
 
 class TestAdapter(MethodConformance):
-    method = Adapter(reduction=2)
+    method = Adapter(reduction_factor=2)
 
 
 class TestGatedAdapter(MethodConformance):
-    method = Adapter(reduction=2, gate=Gate())
+    method = Adapter(reduction_factor=2, gate=Gate())
 
 
 class TestParallelAdapters(MethodConformance):
@@ -80,7 +80,7 @@ def bert_block(method: Adapter) -> tuple[Attachment, Any, Watched, Watched]:
 @pytest.mark.parametrize("gated", [False, True])
 def test_unipelt_placement(gated: bool) -> None:
     """u = LN(f + a), z = f + g A(u), out = LN(z + a): the authors' twice-run norm."""
-    method = Adapter(reduction=2, placement="unipelt", gate=Gate() if gated else None)
+    method = Adapter(reduction_factor=2, placement="unipelt", gate=Gate() if gated else None)
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -95,7 +95,7 @@ def test_unipelt_placement(gated: bool) -> None:
 
 @torch.no_grad()
 def test_unipelt_placement_after_attention() -> None:
-    method = Adapter(reduction=2, sites=("attention",), placement="unipelt")
+    method = Adapter(reduction_factor=2, sites=("attention",), placement="unipelt")
     attachment, frozen, block, attention = bert_block(method)
     watched = Watched(frozen.attention.self)
     frozen.attention(block.input, ((1 - MASK) * -1e30)[:, None, None])
@@ -107,7 +107,7 @@ def test_unipelt_placement_after_attention() -> None:
 
 @torch.no_grad()
 def test_sequential_in_a_post_norm_block() -> None:
-    method = Adapter(reduction=2, placement="sequential")
+    method = Adapter(reduction_factor=2, placement="sequential")
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -117,7 +117,7 @@ def test_sequential_in_a_post_norm_block() -> None:
 
 @torch.no_grad()
 def test_parallel_in_a_post_norm_block() -> None:
-    method = Adapter(reduction=2, placement="parallel", gate=Gate())
+    method = Adapter(reduction_factor=2, placement="parallel", gate=Gate())
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -132,7 +132,7 @@ def test_pre_norm_block(placement: Any) -> None:
     """GPT-2, x + f + A(h), with h = f or h = LN(x)."""
     model: Any = tiny_gpt2()
     frozen = copy.deepcopy(model.transformer.h[0])
-    attachment = adapt(model, Adapter(reduction=2, placement=placement))
+    attachment = adapt(model, Adapter(reduction_factor=2, placement=placement))
     block, middle = Watched(model.transformer.h[0]), Watched(model.transformer.h[0].ln_2)
     model(input_ids=TOKENS)
     x = middle.input
@@ -146,7 +146,7 @@ def test_pre_norm_block(placement: Any) -> None:
 def test_gate_per_token() -> None:
     model: Any = tiny_gpt2()
     frozen = copy.deepcopy(model.transformer.h[0])
-    attachment = adapt(model, Adapter(reduction=2, gate=Gate()))
+    attachment = adapt(model, Adapter(reduction_factor=2, gate=Gate()))
     block, middle = Watched(model.transformer.h[0]), Watched(model.transformer.h[0].ln_2)
     model(input_ids=TOKENS)
     f = frozen.mlp(frozen.ln_2(middle.input))
@@ -163,7 +163,7 @@ def test_gate_per_token() -> None:
 )
 @torch.no_grad()
 def test_activations(name: str, activation: Any) -> None:
-    method = Adapter(reduction=2, placement="sequential", activation=name)
+    method = Adapter(reduction_factor=2, placement="sequential", activation=name)
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -175,7 +175,7 @@ def test_activations(name: str, activation: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "width"),
-    [(Adapter(reduction=2), 16), (Adapter(), 2), (Adapter(bottleneck=5), 5)],
+    [(Adapter(reduction_factor=2), 16), (Adapter(), 2), (Adapter(bottleneck=5), 5)],
 )
 def test_bottleneck_width(method: Adapter, width: int) -> None:
     count = attach(tiny_bert(), Plan.uniform(method)).counts["adapter"]
@@ -201,7 +201,7 @@ def test_auto_is_the_blocks_own_placement(name: str, same: Any) -> None:
     logits = []
     for placement in ("auto", same):
         model = build(name)
-        adapt(model, Adapter(reduction=2, placement=placement))
+        adapt(model, Adapter(reduction_factor=2, placement=placement))
         logits.append(model(input_ids=TOKENS).logits)
     assert torch.equal(*logits)
 
@@ -217,7 +217,7 @@ def test_unipelt_placement_needs_a_norm_after_the_sum() -> None:
         ({"activation": "rellu"}, "'rellu': did you mean 'relu'"),
         ({"placement": "paralel"}, "'paralel': did you mean 'parallel'"),
         ({"bottleneck": 0}, "bottleneck=0"),
-        ({"reduction": 0}, "reduction=0"),
+        ({"reduction_factor": 0}, "reduction_factor=0"),
     ],
 )
 def test_bad_values(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,160 @@
+"""Compacter: adapters whose projections are sums of Kronecker products."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lightning_pelt import bottleneck, placement
+from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.bank import Shape, banks, from_banks
+from lightning_pelt.gate import Gate
+from lightning_pelt.kronecker import Rule
+from lightning_pelt.method import Method, Part, Place
+from lightning_pelt.placement import Placement
+
+log = logging.getLogger(__name__)
+VARIANTS = {"compacter": ("attention", "ffn"), "compacter++": ("ffn",)}
+ALMOST_NOTHING = 1e-3
+OWN_RULE_STD = 0.01
+
+
+@dataclass(frozen=True)
+class Compacter(Method):
+    r"""Adapters made of Kronecker products (Karimi Mahabadi et al., 2021;
+    https://arxiv.org/abs/2106.04647).
+
+    :math:`f + H_{up}^\top \phi(H_{down}^\top h + b_{down}) + b_{up}` with
+    :math:`H = \sum_{i=1}^n A_i \otimes (S_i R_i)`: the rule A (n, n, n) is one tensor for the whole
+    model, down and up; S and R of rank ``rank`` are each projection's own. H has a rank of at most
+    ``n * n * rank``, so a wider bottleneck adds units but no rank. It starts as the identity to
+    fp32 precision, since A starts at ``rule_std``.
+
+    As in the paper the norms of the model are trained along, see ``norms`` of
+    :class:`lightning_pelt.Plan`. Compacter++ is ``sites="compacter++"``; PHM adapters are
+    ``Compacter(n=12, share_rule=False, factorized=False)``.
+
+    Args:
+        n: number of Kronecker terms; divides the widths that the adapters read and write.
+        rank: of each S R.
+        bottleneck: width of the bottleneck; by default ``reduction_factor`` times smaller than the
+            model's. Is rounded up to a multiple of n.
+        share_rule: one rule for the whole model (per group of a plan that has the method in
+            several), or one for every projection.
+        factorized: False holds one full matrix in the place of each S R, as PHM adapters do.
+        learn_rule: False leaves A at its random start, which then needs a wider ``rule_std``.
+        rule_std: standard deviation of A at the start; by default the authors' 1e-4 for a shared
+            rule and 0.01 for rules per projection.
+        sites: ``compacter`` (attention and feed-forward), ``compacter++`` (feed-forward), or any of
+            ``attention``, ``ffn``, ``cross_attention``.
+        placement: ``sequential`` as in the paper, ``parallel``, ``unipelt`` or ``auto``, see
+            :class:`lightning_pelt.Adapter`.
+        activation: ``gelu_new`` as in the paper, or any of an adapter's.
+        gate: None is ungated. It reads ``h``.
+        name: of its parameter group, gates and log lines.
+
+    Raises:
+        ValueError: ``n`` or ``rank`` is below 1, or ``n`` does not divide a width of the model.
+    """
+
+    n: int = 4
+    rank: int = 1
+    bottleneck: int | None = None
+    reduction_factor: int = 32
+    share_rule: bool = True
+    factorized: bool = True
+    learn_rule: bool = True
+    rule_std: float | None = None
+    sites: str | Sequence[str] = "compacter"
+    placement: Placement = "sequential"
+    activation: str = "gelu_new"
+    gate: Gate | None = None
+    name: str = "compacter"
+
+    tunes_norms: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        placement.check(self.placement)
+        bottleneck.check(
+            self,
+            activation=self.activation,
+            bottleneck=self.bottleneck,
+            reduction_factor=self.reduction_factor,
+        )
+        for field in ("n", "rank"):
+            if getattr(self, field) < 1:
+                raise ValueError(
+                    f"Compacter has {field}={getattr(self, field)}: it must be at least 1"
+                )
+        if not self.learn_rule and self.start < ALMOST_NOTHING:
+            warnings.warn(
+                f"Compacter has a frozen rule of size {self.start:g}: the adapters' weights are "
+                "multiplied by it twice and almost nothing can be learnt. Set learn_rule=True, or "
+                "rule_std=0.1 or more.",
+                stacklevel=3,
+            )
+
+    @property
+    def start(self) -> float:
+        """Standard deviation of the rule at the start."""
+        if self.rule_std is not None:
+            return self.rule_std
+        return 1e-4 if self.share_rule else OWN_RULE_STD
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """``sites`` without the names of the paper's variants."""
+        return (
+            VARIANTS.get(self.sites, (self.sites,)) if isinstance(self.sites, str) else self.sites
+        )
+
+    def where(self, anatomy: Anatomy) -> list[Site]:
+        sites = placement.sublayers(anatomy, self.roles, self.placement)
+        widths = sorted({w for s in sites for w in (placement.reads(s, self.placement), s.d_out)})
+        if any(width % self.n for width in widths):
+            fits = [n for n in range(1, min(widths) + 1) if not any(width % n for width in widths)]
+            nearest = min(fits, key=lambda n: (abs(n - self.n), n))
+            raise ValueError(
+                f"Compacter has n={self.n}, which does not divide the widths "
+                f"{', '.join(map(str, widths))} of {anatomy.model_type}: the nearest n that fits "
+                f"is {nearest}"
+            )
+        return sites
+
+    def gate_width(self, site: Site) -> int:
+        return placement.reads(site, self.placement)
+
+    def shape(self, site: Site) -> Shape:
+        """Widths of the bottleneck at ``site``, its own a multiple of n."""
+        asked = self.bottleneck or max(1, site.d_out // self.reduction_factor)
+        width = -(-asked // self.n) * self.n
+        return Shape(placement.reads(site, self.placement), width, site.d_out)
+
+    def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
+        asked = {self.bottleneck or site.d_out // self.reduction_factor for site in sites}
+        widths = {self.shape(site).width for site in sites}
+        if asked != widths:
+            before, after = (", ".join(map(str, sorted(each))) for each in (asked, widths))
+            log.warning(
+                "%s: bottleneck %s rounded up to %s, a multiple of n=%d",
+                *(self.name, before, after, self.n),
+            )
+        start: dict[str, Any] = {"std": self.start, "learned": self.learn_rule}
+        rule = Rule(self.n, **start) if self.share_rule else None
+        made = banks(
+            self.name,
+            anatomy,
+            sites,
+            self.shape,
+            rule=rule,
+            n=self.n,
+            rank=self.rank if self.factorized else None,
+            own=None if self.share_rule else start,
+        )
+        return made if rule is None else [Part("", f"{self.name}_rule", rule), *made]
+
+    def build(self, place: Place) -> list[Part]:
+        return from_banks(self.name, place, where=self.placement, activation=self.activation)

@@ -1,0 +1,42 @@
+"""Low-rank adapters: matrix products for every rank."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_pelt import Gate, LowRankAdapter, Plan, attach
+from lightning_pelt.bank import Bank
+from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
+
+
+class TestLowRankAdapter(MethodConformance):
+    method = LowRankAdapter(bottleneck=8)
+
+
+class TestGatedLowRankAdapter(MethodConformance):
+    method = LowRankAdapter(bottleneck=8, rank=3, gate=Gate())
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_by_hand(rank: int) -> None:
+    attachment = attach(tiny_bert(), Plan.uniform(LowRankAdapter(bottleneck=8, rank=rank)))
+    awaken(attachment)
+    bank, *placed = attachment.submodules["low_rank"]
+    assert isinstance(bank, Bank)
+    f = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        bank.made = bank()
+        for index, module in enumerate(placed):
+            down = bank.down_32x8x32.S[index, 0] @ bank.down_32x8x32.R[index, 0]
+            up = bank.up_32x8x32.S[index, 0] @ bank.up_32x8x32.R[index, 0]
+            assert torch.linalg.matrix_rank(down) == rank
+            inner = F.gelu(f @ down + bank.bias_32x8x32[index], approximate="tanh")
+            by_hand = f + inner @ up + bank.out_32x8x32[index]
+            torch.testing.assert_close(module(f, f), by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rank_below_one() -> None:
+    with pytest.raises(ValueError, match="rank=0: it must be at least 1"):
+        LowRankAdapter(rank=0)
