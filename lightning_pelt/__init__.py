@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 from lightning_pelt.attach import Attachment, attach, detach
 from lightning_pelt.exchange import load_adapters, merge, save_adapters
 from lightning_pelt.gate import Gate
-from lightning_pelt.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Prefix
+from lightning_pelt.methods import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    LoRA,
+    LowRankAdapter,
+    Prefix,
+    Prompt,
+)
 from lightning_pelt.plan import FullFineTuning, Group, HeadOnly, Plan, UniPELT
 
 if TYPE_CHECKING:
@@ -31,6 +40,7 @@ __all__ = [
     "ParameterCount",
     "Plan",
     "Prefix",
+    "Prompt",
     "UniPELT",
     "attach",
     "detach",

@@ -149,7 +149,7 @@ class Gates:
         for index, (name, method, gated) in enumerate(members):
             view = GateView(name, method.name, layer, index)
             self.builder.attachment.gates[name] = view
-            self.order[name] = self.place[gated[0].path]
+            self.order[name] = self.place.get(gated[0].path, -1)
             for site in gated:
                 self.views[id(method), site] = view
 

@@ -75,9 +75,9 @@ def _refuse_other_shapes(module: nn.Module, state: dict, prefix: str) -> None:
         own = here.get(plain(name.removeprefix(prefix))) if name.startswith(prefix) else None
         if own is not None and own.shape != tensor.shape:
             raise RuntimeError(
-                f"size mismatch: {plain(name)} is {tuple(tensor.shape)} there and {tuple(own.shape)} here: the "
-                f"checkpoint was made with other options than {_attachment(module).plan}, or with "
-                "another head"
+                f"size mismatch: {plain(name)} is {tuple(tensor.shape)} there and "
+                f"{tuple(own.shape)} here: the checkpoint was made with another head, or with "
+                f"other options than {_attachment(module).plan}"
             )
 
 

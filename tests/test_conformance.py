@@ -10,7 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from zoo import ZOO, build, inputs, output
 
-from lightning_pelt import IA3, Adapter, BitFit, Gate, LoRA, Plan, Prefix, UniPELT, attach
+from lightning_pelt import (
+    IA3,
+    Adapter,
+    BitFit,
+    Compacter,
+    Gate,
+    LoRA,
+    Plan,
+    Prefix,
+    UniPELT,
+    attach,
+)
 from lightning_pelt.attach import Attachment
 from lightning_pelt.testing import awaken, hook_counts, is_ours
 
@@ -27,6 +38,7 @@ PLANS: dict[str, Callable[[Prefixes], Plan]] = {
     ),
     "bitfit": lambda prefix: Plan.uniform(BitFit(gate=Gate())),
     "ia3": lambda prefix: Plan.uniform(IA3(gate=Gate())),
+    "compacter": lambda prefix: UniPELT([Compacter(bottleneck=8, rule_std=0.3)]),
 }
 
 

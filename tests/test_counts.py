@@ -11,21 +11,27 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from lightning_pelt import (
     IA3,
     Adapter,
     BitFit,
+    Compacter,
     FullFineTuning,
     Gate,
     Group,
     HeadOnly,
     LoRA,
+    LowRankAdapter,
     Plan,
     Prefix,
+    Prompt,
     UniPELT,
     attach,
+    detach,
 )
 from lightning_pelt.testing import tiny_bert
 
@@ -44,6 +50,13 @@ def bart() -> PreTrainedModel:
     return BartForConditionalGeneration(
         BartConfig(vocab_size=100, encoder_ffn_dim=64, decoder_ffn_dim=64)
     )
+
+
+@pytest.fixture(scope="module")
+def t5() -> PreTrainedModel:
+    """T5-base, its embeddings cut to the 32,100 pieces of the tokenizer."""
+    sizes = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+    return T5ForConditionalGeneration(T5Config(vocab_size=32_100, **sizes))
 
 
 def count(model: PreTrainedModel, plan: Plan) -> tuple[dict[str, Any], int, int]:
@@ -161,3 +174,44 @@ def test_gates_are_counted_apart(gate: Gate, total: int) -> None:
     counts, _, _ = count(tiny_bert(), Plan.uniform(LoRA(r=2, gate=gate)))
     assert counts["lora"].gates == total
     assert counts["lora"].trained == 4 * 2 * 64
+
+
+BOTH: dict[str, Any] = {"sites": ("attention", "ffn"), "reduction_factor": 32}
+PHM = Compacter(n=12, share_rule=False, factorized=False)
+# Plans and trained parameters of the Compacter paper on T5-base, 62 norms of 47,616 included.
+COMPACTER_PAPER = {
+    "adapter": (Plan.uniform(Adapter(**BOTH), norms=True), 1_855_104),
+    "pfeiffer": (Plan.uniform(Adapter(**BOTH | {"sites": ("attention",)}), norms=True), 951_360),
+    "adapterdrop": (Plan([Group([Adapter(**BOTH)], blocks="5-11")], norms=True), 1_101_984),
+    "low rank": (Plan.uniform(LowRankAdapter()), 161_664),
+    "phm": (Plan.uniform(PHM), 398_976),
+    "compacter": (Plan.uniform(Compacter()), 161_728),
+    "compacter, d=48": (Plan.uniform(Compacter(bottleneck=48)), 165_184),
+    "compacter, d=96": (Plan.uniform(Compacter(bottleneck=96)), 172_096),
+    "compacter++": (Plan.uniform(Compacter(sites="compacter++")), 104_704),
+    "prompt": (Plan.uniform(Prompt()), 76_800),
+    # Without the bias of 32,100 on the tied vocabulary projection, which is no site: 280,932.
+    "bitfit": (Plan([Group([BitFit()], blocks="0-11")]), 280_932 - 32_100),
+}
+
+
+@pytest.mark.parametrize("name", COMPACTER_PAPER)
+def test_compacter_paper_on_t5_base(t5: PreTrainedModel, name: str) -> None:
+    plan, trained = COMPACTER_PAPER[name]
+    counts, everything, head = count(t5, plan)
+    assert (everything, head) == (trained, 0)
+    assert sum(counted.trained for counted in counts.values()) == trained
+    if plan.norms:
+        assert counts["norm"].trained == 47_616
+    assert attach(t5, HeadOnly()).backbone_size == 222_882_048
+    detach(t5)
+
+
+@pytest.mark.parametrize(
+    ("n", "share"),
+    [(8, 0.0728), (12, 0.0733)],
+)
+def test_compacter_shares(t5: PreTrainedModel, n: int, share: float) -> None:
+    """In percent of the model, as the specification tabulates them."""
+    _, everything, _ = count(t5, Plan.uniform(Compacter(n=n)))
+    assert round(100 * everything / 222_882_048, 4) == share

@@ -174,7 +174,7 @@ def test_unipelt_gates_everything() -> None:
 def test_unipelt_defaults_are_the_papers() -> None:
     adapter, prefix, lora = UniPELT().methods
     assert isinstance(adapter, Adapter)
-    assert (adapter.reduction, adapter.activation, adapter.sites) == (16, "relu", ("ffn",))
+    assert (adapter.reduction_factor, adapter.activation, adapter.sites) == (16, "relu", ("ffn",))
     assert isinstance(prefix, Prefix)
     assert (prefix.length, prefix.mlp) == (10, 512)
     assert isinstance(lora, LoRA)

@@ -17,9 +17,25 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from small import LABELS, Sentences, bert
 from torch.distributed.tensor import DTensor
 
-from lightning_pelt import GateMonitor, GateSchedule, PELTModule
+from lightning_pelt import (
+    Compacter,
+    GateMonitor,
+    GateSchedule,
+    LoRA,
+    PELTModule,
+    Plan,
+    Prompt,
+    UniPELT,
+)
 from lightning_pelt.schedule import Phase
 
+# The second has what lies at the root, base weights that are trained, and two ways to be shared.
+PLANS = {
+    "unipelt": UniPELT(),
+    "compacter": UniPELT(
+        [Compacter(bottleneck=8, rule_std=0.1), Prompt(length=3), LoRA()], norms=True
+    ),
+}
 GLOBAL_BATCH, STEPS, HALF = 4, 20, 8  # HALF lies within the second epoch of five batches
 
 
@@ -37,10 +53,11 @@ def backbone(folder: Path) -> str:
     return bert(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
-def schedule() -> GateSchedule:
+def schedule(plan: Plan) -> GateSchedule:
+    first, second, _ = (method.name for method in plan.methods)
     phases = {
-        "prefix": [Phase(until=3, state="closed"), Phase(until=12, state="ramp")],
-        "adapter": [Phase(until=10, held=True), Phase(lr_factor=0.5)],
+        second: [Phase(until=3, state="closed"), Phase(until=12, state="ramp")],
+        first: [Phase(until=10, held=True), Phase(lr_factor=0.5)],
     }
     return GateSchedule(phases, unit="step", prune_below=0.01)
 
@@ -49,20 +66,21 @@ def fit(
     folder: Path,
     backbone: str,
     *,
+    plan: str = "unipelt",
     strategy: str | Strategy = "auto",
     devices: int = 1,
     resume: Path | None = None,
     **options: Any,
 ) -> None:
     """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps."""
-    module = PELTModule(backbone, labels=LABELS, lr=2e-3, warmup=0.1)
+    module = PELTModule(backbone, PLANS[plan], labels=LABELS, lr=2e-3, warmup=0.1)
     data = Sentences(backbone, batch_size=GLOBAL_BATCH // devices)
     keep = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
     saving = ModelCheckpoint(every_n_train_steps=4, **keep)
     defaults = {"logger": CSVLogger(folder, name="", version="run"), "max_epochs": -1}
     run = trainer(
         folder,
-        schedule(),
+        schedule(PLANS[plan]),
         GateMonitor(every_n_steps=2),
         Agree(),
         saving,
@@ -111,6 +129,7 @@ def main() -> None:
     sharded = asked.folder / "sharded"
     fit(sharded, asked.backbone, **two(sharded=True))
     fit(asked.folder / "from_shards", asked.backbone, resume=half(sharded), **two())
+    fit(asked.folder / "compacter", asked.backbone, plan="compacter", **two())
     fit(asked.folder / "mixed", asked.backbone, precision="bf16-mixed", **two())
 
 

@@ -7,5 +7,6 @@ from lightning_pelt.methods.ia3 import IA3
 from lightning_pelt.methods.lora import LoRA
 from lightning_pelt.methods.low_rank_adapter import LowRankAdapter
 from lightning_pelt.methods.prefix import Prefix
+from lightning_pelt.methods.prompt import Prompt
 
-__all__ = ["IA3", "Adapter", "BitFit", "Compacter", "LoRA", "LowRankAdapter", "Prefix"]
+__all__ = ["IA3", "Adapter", "BitFit", "Compacter", "LoRA", "LowRankAdapter", "Prefix", "Prompt"]

@@ -19,3 +19,11 @@ def one(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
     folder = tmp_path_factory.mktemp("one")
     fit(folder, tiny)
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_compacter(tmp_path_factory: pytest.TempPathFactory, tiny: str) -> Path:
+    """The same with the other plan."""
+    folder = tmp_path_factory.mktemp("one_compacter")
+    fit(folder, tiny, plan="compacter")
+    return folder

@@ -40,3 +40,8 @@ def test_bf16_mixed(tmp_path, tiny):
     fit(tmp_path / "one", tiny, precision="bf16-mixed")
     fit(tmp_path / "two", tiny, precision="bf16-mixed", strategy="ddp_fork", devices=2)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"), within=2e-2)
+
+
+def test_compacter_prompt_and_norms(tmp_path, tiny, one_compacter):
+    fit(tmp_path, tiny, plan="compacter", strategy="ddp_fork", devices=2)
+    assert_same(last(one_compacter), last(tmp_path))

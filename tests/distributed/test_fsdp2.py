@@ -60,6 +60,11 @@ def test_two_processes_take_the_same_steps(one, sharded, run):
 
 
 @pytest.mark.slow
+def test_compacter_prompt_and_norms(one_compacter, sharded):
+    assert_same(last(one_compacter), last(sharded / "compacter"))
+
+
+@pytest.mark.slow
 def test_from_two_to_one(tmp_path, tiny, one, sharded):
     fit(tmp_path, tiny, resume=half(sharded / "afresh"))
     assert_same(last(one), last(tmp_path))

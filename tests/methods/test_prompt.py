@@ -1,0 +1,150 @@
+"""Prompts against models that are fed the same embeddings by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from zoo import build, inputs, output
+
+from lightning_pelt import Gate, LoRA, Plan, Prompt, attach
+from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_gpt2
+
+FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "t5", "bart"]
+
+
+class Suite(MethodConformance):
+    def models(self) -> dict[str, Callable[[], PreTrainedModel]]:
+        return {
+            "bert": tiny_bert,
+            "t5": lambda: build("t5"),
+            "bart": lambda: build("bart"),
+        }
+
+    def inputs(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        return inputs(model.config.model_type)
+
+    def test_finds_sites(self, model: PreTrainedModel) -> None:
+        """One place, in front of all blocks."""
+        assert len(self.method.where(self.attach(model).anatomy)) == 1
+
+    def test_padding_changes_nothing(self, model: PreTrainedModel) -> None:
+        batch = self.inputs(model)
+        encoder = ("input_ids", "attention_mask")
+        more = {
+            n: torch.nn.functional.pad(t, (0, 4)) if n in encoder else t for n, t in batch.items()
+        }
+        self.attach(model)
+        with torch.no_grad():
+            short, long = self.output(model, batch), self.output(model, more)
+        torch.testing.assert_close(long, short, rtol=0, atol=2e-6)
+
+
+class TestPrompt(Suite):
+    method = Prompt(length=4)
+
+
+class TestGatedPrompt(Suite):
+    method = Prompt(length=4, gate=Gate())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_acts_in_front_of_every_encoder(name: str) -> None:
+    model, batch = build(name), inputs(name)
+    with torch.no_grad():
+        base = output(model, batch)
+        attach(model, Plan.uniform(Prompt(length=4)))
+        prompted = output(model, batch)
+    assert prompted.shape == base.shape
+    assert (prompted - base).abs().max() > 1e-4
+
+
+def test_t5_is_fed_the_prompt_by_hand() -> None:
+    """Longer embeddings and a longer mask, for encoder and decoder alike."""
+    model, batch = build("t5"), inputs("t5")
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    attachment = attach(model, Plan.uniform(Prompt(length=4)))
+    (prompt,) = attachment.parameter_groups()["prompt"]
+    with torch.no_grad():
+        ours = output(model, batch)
+        front = prompt.expand(len(embeds), -1, -1).clone()
+        attachment.detach()
+        by_hand = model(
+            inputs_embeds=torch.cat([front, embeds], 1),
+            attention_mask=torch.nn.functional.pad(batch["attention_mask"], (4, 0), value=1),
+            decoder_input_ids=batch["decoder_input_ids"],
+        ).logits
+    torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-6)
+
+
+def test_bert_pools_its_own_first_token() -> None:
+    model = tiny_bert()
+    tokens = torch.arange(3, 11)[None]
+    embeds = model.get_input_embeddings()(tokens).detach()
+    attachment = attach(model, Plan.uniform(Prompt(length=4)))
+    (prompt,) = attachment.parameter_groups()["prompt"]
+    with torch.no_grad():
+        ours = model(input_ids=tokens).logits
+        front = prompt[None].clone()
+        attachment.detach()
+        hidden = model.bert(inputs_embeds=torch.cat([front, embeds], 1)).last_hidden_state[:, 4:]
+        by_hand = model.classifier(model.bert.pooler(hidden))
+    torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-6)
+
+
+def test_generation_equals_stepwise_argmax() -> None:
+    model = build("t5")
+    awaken(attach(model, Plan.uniform(Prompt(length=4), LoRA())))
+    batch = inputs("t5")
+    generated = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=4,
+        min_new_tokens=4,
+        do_sample=False,
+    )
+    with torch.no_grad():
+        logits = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=generated[:, :1],
+        ).logits[:, -1]
+    forbidden = torch.zeros_like(logits)
+    forbidden[:, model.generation_config.eos_token_id] = float("-inf")
+    assert torch.equal((logits + forbidden).argmax(-1), generated[:, 1])
+
+
+def test_the_vocabulary_is_copied() -> None:
+    model = tiny_bert()
+    attachment = attach(model, Plan.uniform(Prompt(length=4, init="vocabulary")))
+    (prompt,) = attachment.parameter_groups()["prompt"]
+    assert torch.equal(prompt, model.get_input_embeddings().weight[:4])
+    attachment.detach()
+    with pytest.raises(ValueError, match="longer than the vocabulary of 100"):
+        attach(model, Plan.uniform(Prompt(length=101, init="vocabulary")))
+    assert not any("pelt" in name for name in model.state_dict())
+
+
+def test_the_random_start_is_uniform() -> None:
+    attachment = attach(tiny_bert(), Plan.uniform(Prompt(length=100)))
+    (prompt,) = attachment.parameter_groups()["prompt"]
+    assert 0.49 < prompt.abs().max() <= 0.5
+    assert prompt.var().item() == pytest.approx(1 / 12, rel=0.1)
+
+
+def test_decoders_are_pointed_to_prefix() -> None:
+    with pytest.raises(ValueError, match=r"gpt2 is a decoder.*use Prefix"):
+        attach(tiny_gpt2(), Plan.uniform(Prompt()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"length": 0}, "length=0"), ({"init": "vocab"}, "did you mean 'vocabulary'")],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prompt(**options)
