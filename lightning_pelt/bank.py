@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lightning_pelt import placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.bottleneck import extend
+from lightning_pelt.bottleneck import Dense, extend
 from lightning_pelt.gate import GateView
 from lightning_pelt.kronecker import Factors, Rule
 from lightning_pelt.method import Part, Place
 from lightning_pelt.placement import Placement
-from lightning_pelt.submodule import Removable, Submodule, refuse_reentrant
+from lightning_pelt.submodule import Removable, Submodule, add_product, meet, refuse_reentrant
 
 
-class Made(NamedTuple):
-    """One bottleneck: down (m, k), its bias (m,), and up (m + 1, d) with its bias as last row."""
+class Thin(NamedTuple):
+    """Projections in factors, neither of which is ever multiplied out, see :class:`Factors`.
 
-    down: Tensor
-    down_bias: Tensor
-    up: Tensor
+    Shapes: F (K, n r), G (n n r, m), bias (m,), P (m + 1, n, n r + n) and Q (n r + n, D). The
+    bias of the output lies in the last n rows of Q, one piece in each, and the last row of P picks
+    the one that belongs to a piece.
+    """
+
+    F: Tensor
+    G: Tensor
+    bias: Tensor
+    P: Tensor
+    Q: Tensor
+
+    def down(self, h: Tensor) -> Tensor:
+        pieces = meet(h, self.F).unflatten(-1, (-1, len(self.F))) @ self.F
+        return pieces.flatten(-2) @ self.G + self.bias
+
+    def add_up(self, output: Tensor, inner: Tensor) -> Tensor:
+        pieces = (inner @ self.P.flatten(1)).unflatten(-1, self.P.shape[1:])
+        whole = output.unflatten(-1, (len(self.P[0]), -1))
+        return add_product(whole, pieces, self.Q).flatten(-2)
+
+
+PARTS = ("down", "up", "bias", "out")  # of the bottlenecks of one shape
 
 
 class Shape(NamedTuple):
@@ -38,9 +58,9 @@ class Bank(Submodule):
     """The weights of all bottlenecks of a stack, made in one go before its first block.
 
     Projections of one shape lie in one tensor, so a forward takes two batched products for all of
-    them, and the gradient of a shared rule is one reduction. Weights are made in fp32 whatever the
-    precision: at the start they are too small for half precision (around 1e-5). Without gradients
-    they are kept from one forward to the next, until a weight changes or moves.
+    them, and the gradient of a shared rule is one reduction. On a CPU they stay in factors where
+    that saves work. Without gradients they are kept from one forward to the next, until a weight
+    changes or moves.
     """
 
     transient = ("made", "kept")
@@ -56,7 +76,7 @@ class Bank(Submodule):
         super().__init__()
         self.runner, self.sites, self.shapes = runner, tuple(sites), list(shapes)
         self.__dict__["rule"] = rule  # a reference: the root owns it
-        self.made: list[Made] | None = None
+        self.made: list[Dense | Thin] | None = None
         self.kept: list[tuple[int, int]] | None = None
         for shape in dict.fromkeys(shapes):
             count, key = shapes.count(shape), _key(shape)
@@ -67,16 +87,22 @@ class Bank(Submodule):
         self.register_load_state_dict_post_hook(_forget)
 
     def install(self, model: nn.Module) -> list[Removable]:
-        return [model.get_submodule(self.runner).register_forward_pre_hook(self._refresh)]
+        return [model.get_submodule(self.runner).register_forward_pre_hook(self._before)]
 
-    def _refresh(self, module: nn.Module, args: tuple) -> None:
-        # Before the first block, so outside of what activation checkpointing replays.
+    def _before(self, module: nn.Module, args: tuple) -> None:
+        # The first block has not run yet: this is outside of what activation checkpointing replays.
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Make the weights for a forward, unless those of the last one still hold."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self.made, self.kept = self(), None
             return
         current = self._versions()
         if self.made is None or current is None or current != self.kept:
-            self.made, self.kept = self(), current
+            # Detached: of a view of a parameter torch says that it requires a gradient, even here.
+            self.made = [type(made)(*(tensor.detach() for tensor in made)) for made in self()]
+            self.kept = current
 
     def _versions(self) -> list[tuple[int, int]] | None:
         rule: Rule | None = self.__dict__["rule"]
@@ -89,28 +115,37 @@ class Bank(Submodule):
         self.kept = None
         return super().train(mode)
 
-    def forward(self) -> list[Made]:
+    def forward(self) -> list[Dense | Thin]:
         """The bottlenecks in the order of ``sites``."""
-        rule: Rule | None = self.__dict__["rule"]
-        A = None if rule is None else rule.A
-        made: dict[Shape, list[Made]] = {}
+        made: dict[Shape, Iterator[Dense | Thin]] = {}
         for shape in dict.fromkeys(self.shapes):
-            key = _key(shape)
-            bias, out = getattr(self, f"bias_{key}").float(), getattr(self, f"out_{key}").float()
-            with torch.autocast(bias.device.type, enabled=False):
-                down = getattr(self, f"down_{key}")(A, transposed=True)
-                up = torch.cat([getattr(self, f"up_{key}")(A), out[:, None]], 1)
-            made[shape] = [Made(*each) for each in zip(down, bias, up, strict=True)]
-        return [made[shape].pop(0) for shape in self.shapes]
+            made[shape] = self._make(*(getattr(self, f"{k}_{_key(shape)}") for k in PARTS))
+        return [next(made[shape]) for shape in self.shapes]
 
-    def of(self, index: int) -> Made:
+    def _make(
+        self, down: Factors, up: Factors, bias: Tensor, out: Tensor
+    ) -> Iterator[Dense | Thin]:
+        rule: Rule | None = self.__dict__["rule"]
+        A = bias.new_ones(1, 1, 1) if rule is None else rule.A
+        bias, out = bias.float(), out.float()[:, None]
+        with torch.autocast(bias.device.type, enabled=False):
+            if not (bias.device.type == "cpu" and down.thin and up.thin):
+                V = torch.cat([up.whole(A), out], 1)
+                return map(Dense, down.whole(A, transposed=True), bias, V)
+            (F, G), (P, Q) = down.thin_in(A), up.thin_out(A)
+            n, inner = P.shape[2:]
+            P, pick = pad(P, (0, n)), pad(torch.eye(n, device=P.device), (inner, 0))
+            P = torch.cat([P, pick.expand(len(P), 1, -1, -1)], 1)
+            return map(Thin, F, G, bias, P, torch.cat([Q, out.unflatten(-1, (n, -1))[:, 0]], 1))
+
+    def of(self, index: int) -> Dense | Thin:
         """Bottleneck number ``index`` of the forward in flight.
 
         Raises:
             RuntimeError: in reentrant activation checkpointing.
         """
         assert self.made is not None
-        refuse_reentrant(self.made[index].down, "weights of Kronecker products")
+        refuse_reentrant(self.made[index][0], "weights of a bank")
         return self.made[index]
 
 
@@ -132,16 +167,8 @@ class FromBank(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
-        made: Made = self.__dict__["bank"].of(self.index)
-        return extend(
-            output,
-            h,
-            down=made.down.to(h.dtype),
-            down_bias=made.down_bias.to(h.dtype),
-            up=made.up,
-            activation=self.activation,
-            gate=self.gate,
-        )
+        weights: Dense | Thin = self.__dict__["bank"].of(self.index)
+        return extend(output, h, weights, activation=self.activation, gate=self.gate)
 
 
 def banks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_pelt.errors import unknown
 from lightning_pelt.gate import GateView
-from lightning_pelt.submodule import add_product
+from lightning_pelt.submodule import add_product, meet
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -33,25 +34,48 @@ def check(owner: object, *, activation: str, bottleneck: int | None, reduction_f
         )
 
 
+class Projections(Protocol):
+    """Both projections of a bottleneck, in whichever form multiplies fastest."""
+
+    def down(self, h: Tensor) -> Tensor:
+        """h (B, T, k) -> (B, T, m), with the bias."""
+
+    def add_up(self, output: Tensor, inner: Tensor) -> Tensor:
+        """output (B, T, d), inner (B, T, m + 1) -> (B, T, d); inner ends with what scales the bias.
+
+        So a gate scales the bias with all else, and nothing but one product is added to (B, T, d).
+        """
+
+
+class Dense(NamedTuple):
+    """Whole matrices: W (m, k), its bias (m,), and V (m + 1, d) with its bias as the last row."""
+
+    W: Tensor
+    bias: Tensor
+    V: Tensor
+
+    def down(self, h: Tensor) -> Tensor:
+        return F.linear(meet(h, self.W), self.W, self.bias)
+
+    def add_up(self, output: Tensor, inner: Tensor) -> Tensor:
+        return add_product(output, inner, self.V)
+
+
 def extend(
     output: Tensor,
     h: Tensor,
+    projections: Projections,
     *,
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
     activation: str,
     gate: GateView | None,
 ) -> Tensor:
-    r""":math:`f + g \, [\phi(W_{down} h + b_{down}), 1] \, W_{up}`.
+    r""":math:`f + g \, V^\top [\phi(W h + b), 1]`.
 
-    Shapes: output f (B, T, d), h (B, T, k), down (m, k), down_bias (m,), up (m + 1, d) with the
-    bias as its last row, so that the gate scales it and nothing is added to (B, T, d) but one
-    product; -> (B, T, d).
+    Shapes: output f (B, T, d), h (B, T, k) -> (B, T, d).
     """
-    inner = ACTIVATIONS[activation](F.linear(h.to(down.dtype), down, down_bias))
+    inner = ACTIVATIONS[activation](projections.down(h))
     inner = torch.cat([inner, inner.new_ones(1).expand(*inner.shape[:-1], 1)], -1)
     if gate is not None:
         gate.layer(h)
         inner = inner * gate.read().to(inner.dtype)
-    return add_product(output, inner, up)
+    return projections.add_up(output, inner)

@@ -36,12 +36,12 @@ class Factors(nn.Module):
     (Karimi Mahabadi et al., 2021, equation 5; https://arxiv.org/abs/2106.04647).
 
     :math:`H_{(a,p),(c,q)} = \sum_i A_{iac} \sum_\rho S_{ip\rho} R_{i\rho q}` takes inputs of
-    ``d_in`` = n K to outputs of ``d_out`` = n D.
+    ``d_in`` = n K to outputs of ``d_out`` = n D. Whatever is made of the factors is made for all
+    projections at once and in fp32: at the start they are too small for half precision.
 
     Args:
-        rank: of each S R; None holds a full W (n, K, D) in its place, as PHM layers do.
-        rule: shared by all, (n, n, n); None gives every projection a rule of its own.
-        own: arguments of the :class:`Rule` of its own.
+        rank: r of each S R; None holds a full W (n, K, D) in its place, as PHM layers do.
+        own: arguments of a :class:`Rule` for each projection; None where one is shared by all.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Factors(nn.Module):
         own: dict[str, Any] | None,
     ) -> None:
         super().__init__()
+        self.n, self.rank, self.d_in, self.d_out = n, rank, d_in, d_out
         rows, columns = d_in // n, d_out // n
         if rank is None:
             self.W = nn.Parameter(torch.empty(count, n, rows, columns))
@@ -66,15 +67,47 @@ class Factors(nn.Module):
             for matrix in tensor.data.flatten(0, 1):  # each slice by its own fans
                 nn.init.xavier_uniform_(matrix, gain=GAIN)
 
-    def forward(self, rule: Tensor | None, *, transposed: bool = False) -> Tensor:
-        """Every H in fp32, (count, d_in, d_out), or (count, d_out, d_in) where ``transposed``."""
-        full = "W" in self._parameters
-        blocks = self.W.float() if full else self.S.float() @ self.R.float()
-        if rule is None and self.rule is None:  # n = 1: a plain low-rank product
-            whole = blocks[:, 0]
-            return whole.mT.contiguous() if transposed else whole
-        own = self.rule is not None
-        A = (self.rule.A if own else rule).float()  # type: ignore[union-attr]
-        order = "mcqap" if transposed else "mapcq"
-        products = torch.einsum(f"{'m' if own else ''}iac,mipq->{order}", A, blocks)
-        return products.flatten(3, 4).flatten(1, 2)
+    def whole(self, rule: Tensor, *, transposed: bool = False) -> Tensor:
+        """Every H, (count, d_in, d_out), or (count, d_out, d_in) where ``transposed``.
+
+        Args:
+            rule: the shared A (n, n, n), without effect where every projection has its own.
+        """
+        blocks = self.W.float() if self.rank is None else self.S.float() @ self.R.float()
+        product = self._product(rule, "mipq->mcqap" if transposed else "mipq->mapcq", blocks)
+        return product.flatten(3, 4).flatten(1, 2)
+
+    @property
+    def thin(self) -> bool:
+        """Whether two products with the factors take less than half the work of one with H.
+
+        Multiplications per token: k n r + n n r d, and k d. Fewer need not be faster: on a GPU the
+        narrow ones wait for memory.
+        """
+        if self.rank is None:
+            return False
+        inner = self.n * self.rank
+        wide, narrow = max(self.d_in, self.d_out), min(self.d_in, self.d_out)
+        return 2 * (wide * inner + self.n * inner * narrow) <= wide * narrow
+
+    def thin_in(self, rule: Tensor) -> tuple[Tensor, Tensor]:
+        """F (count, K, n r) and G (count, n n r, d_out) with x H = [x_a F, over all a] G.
+
+        For a wide input: x_a (..., K) are its n pieces.
+        """
+        first = self.S.float().permute(0, 2, 1, 3).flatten(2)
+        second = self._product(rule, "mirq->maircq", self.R.float())
+        return first, second.flatten(4, 5).flatten(1, 3)
+
+    def thin_out(self, rule: Tensor) -> tuple[Tensor, Tensor]:
+        """F (count, d_in, n, n r) and G (count, n r, D) with (x H)_c = x F_c G.
+
+        For a wide output: (x H)_c (..., D) are its n pieces.
+        """
+        first = self._product(rule, "mipr->mapcir", self.S.float())
+        return first.flatten(4, 5).flatten(1, 2), self.R.float().flatten(1, 2)
+
+    def _product(self, rule: Tensor, equation: str, factor: Tensor) -> Tensor:
+        if self.rule is None:
+            return torch.einsum(f"iac,{equation}", rule.float(), factor)
+        return torch.einsum(f"miac,{equation}", self.rule.A.float(), factor)

@@ -51,6 +51,11 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: int | str) -> 
     return args[name] if isinstance(name, int) else kwargs[name]
 
 
+def meet(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the dtype of ``weight``, to be multiplied with it; autocast needs no help."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
 def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``out + left @ right`` in one pass and in ``out``'s dtype.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.bottleneck import extend
+from lightning_pelt.bottleneck import Dense, extend
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.placement import Placement
@@ -88,12 +88,6 @@ class Bottleneck(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
-        return extend(
-            output,
-            h,
-            down=self.down,
-            down_bias=self.down_bias,
-            up=torch.cat([self.up.T, self.up_bias[None]]),
-            activation=self.method.activation,
-            gate=self.gate,
-        )
+        up = torch.cat([self.up.T, self.up_bias[None]])
+        weights = Dense(self.down, self.down_bias, up)
+        return extend(output, h, weights, activation=self.method.activation, gate=self.gate)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Anatomy, Site, Source
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule, add_product, argument
+from lightning_pelt.submodule import Removable, Submodule, add_product, argument, meet
 
 NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm")
 
@@ -107,7 +107,7 @@ class LoRADown(Submodule):
         """(B, T, d_in) -> (B, T, sites x r)."""
         if self.dropout is not None:
             x = self.dropout(x)
-        return F.linear(x.to(self.A.dtype), self.A)
+        return F.linear(meet(x, self.A), self.A)
 
 
 class LoRAUp(Submodule):

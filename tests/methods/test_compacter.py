@@ -14,7 +14,8 @@ from zoo import build
 
 from lightning_pelt import Compacter, Gate, Group, LoRA, Plan, Prefix, UniPELT, attach
 from lightning_pelt.attach import Attachment
-from lightning_pelt.bank import Bank
+from lightning_pelt.bank import Bank, Thin
+from lightning_pelt.bottleneck import Dense
 from lightning_pelt.kronecker import Factors, Rule
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
 
@@ -52,9 +53,8 @@ def test_products_equal_the_explicit_sum(rank: int | None, own: Any, transposed:
     torch.manual_seed(0)
     rule = Rule(3, std=0.5, learned=True)
     factors = Factors(4, 12, 6, n=3, rank=rank, own=own)
-    A = rule.A if own is None else None
     weights = [*factors.parameters(), *([rule.A] if own is None else [])]
-    made = factors(A, transposed=transposed)
+    made = factors.whole(rule.A, transposed=transposed)
     made = made.mT if transposed else made
     by_hand = torch.stack([explicit(rule.A, factors, index) for index in range(4)])
     assert made.shape == (4, 12, 6)
@@ -68,11 +68,62 @@ def test_products_equal_the_explicit_sum(rank: int | None, own: Any, transposed:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("own", [None, {"std": 0.5, "learned": True}], ids=["shared", "own"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_products_in_factors_equal_the_explicit_sum(rank: int, own: Any) -> None:
+    """Values and gradients, wide to narrow and narrow to wide."""
+    torch.manual_seed(0)
+    rule = Rule(3, std=0.5, learned=True)
+    down, up = (Factors(2, *shape, n=3, rank=rank, own=own) for shape in ((12, 6), (6, 12)))
+    x, z = torch.randn(2, 5, 12), torch.randn(2, 5, 6)
+    F, G = down.thin_in(rule.A)
+    inner = (x.view(2, 5, 3, 4) @ F[:, None]).flatten(2) @ G
+    P, Q = up.thin_out(rule.A)
+    outer = ((z @ P.flatten(2)).view(2, 5, 3, -1) @ Q[:, None]).flatten(2)
+    H, U = (torch.stack([explicit(rule.A, f, index) for index in range(2)]) for f in (down, up))
+    weights = [*down.parameters(), *up.parameters(), *([rule.A] if own is None else [])]
+    for ours, theirs in ((inner, x @ H), (outer, z @ U)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    ours = torch.autograd.grad(inner.square().sum() + outer.square().sum(), weights)
+    theirs = torch.autograd.grad((x @ H).square().sum() + (z @ U).square().sum(), weights)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_and_whole_matrices_give_the_same() -> None:
+    """Forced either way, where neither is a matter of course."""
+    attachment = attach(tiny_bert(), Plan.uniform(Compacter(n=2, bottleneck=16, rule_std=0.3)))
+    awaken(attachment)
+    bank, *_ = banks(attachment)
+    f = torch.randn(2, 5, 32)
+    placed: Any = attachment.submodules["compacter"][-1]
+    outputs = []
+    for thin in (False, True):
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(Factors, "thin", thin)
+            bank.kept = None
+            bank.refresh()
+            assert isinstance(bank.of(0), Thin if thin else Dense)
+            outputs.append(placed(f, f))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+
+
+def test_factors_are_for_wide_bottlenecks() -> None:
+    def thin(d_in: int, d_out: int, n: int, rank: int | None) -> bool:
+        return Factors(1, d_in, d_out, n=n, rank=rank, own=None).thin
+
+    assert thin(768, 24, 4, 1)
+    assert thin(24, 768, 4, 1)
+    assert not thin(768, 24, 4, 4)
+    assert not thin(768, 24, 12, 1)
+    assert not thin(768, 24, 4, None)
+
+
 @pytest.mark.parametrize(("n", "rank", "bound"), [(2, 1, 4), (2, 2, 8), (4, 1, 16)])
 def test_the_rank_is_at_most_n_n_r(n: int, rank: int, bound: int) -> None:
     torch.manual_seed(0)
     factors = Factors(1, 64, 48, n=n, rank=rank, own=None)
-    (made,) = factors(Rule(n, std=1.0, learned=True).A)
+    (made,) = factors.whole(Rule(n, std=1.0, learned=True).A)
     assert torch.linalg.matrix_rank(made.double(), rtol=1e-5) == bound
 
 
@@ -96,7 +147,7 @@ def test_adapters_start_as_the_identity(t5: PreTrainedModel) -> None:
     attachment = attach(t5, Plan.uniform(Compacter(bottleneck=24)))
     bank = banks(attachment)[-1]
     with torch.no_grad():
-        bank.made = bank()
+        bank.refresh()
     placed: Any = attachment.submodules["compacter"][-1]
     f = torch.randn(2, 5, 768)
     with torch.no_grad():
@@ -191,11 +242,9 @@ def test_weights_are_made_in_fp32(dtype: torch.dtype) -> None:
     high = bank()[0]
     with torch.autocast("cpu", dtype):
         low = bank()[0]
-    assert low.down.dtype == torch.float32
-    assert torch.equal(high.down, low.down)
-    assert torch.equal(high.up, low.up)
+    assert all(map(torch.equal, high, low))
     bank.to(dtype)
-    assert bank()[0].down.dtype == torch.float32
+    assert {tensor.dtype for tensor in bank()[0]} == {torch.float32}
 
 
 class TestKeptWeights:

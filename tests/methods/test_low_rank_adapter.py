@@ -27,7 +27,7 @@ def test_by_hand(rank: int) -> None:
     assert isinstance(bank, Bank)
     f = torch.randn(2, 5, 32)
     with torch.no_grad():
-        bank.made = bank()
+        bank.refresh()
         for index, module in enumerate(placed):
             down = bank.down_32x8x32.S[index, 0] @ bank.down_32x8x32.R[index, 0]
             up = bank.up_32x8x32.S[index, 0] @ bank.up_32x8x32.R[index, 0]
