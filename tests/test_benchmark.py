@@ -20,14 +20,14 @@ from lightning_pelt.benchmark.contestant import (
 )
 from lightning_pelt.benchmark.race import ratio, standing
 
-TINY = Setting(blocks=1, width=32, batch=2, length=8, threads=1)
+TINY = Setting(blocks=1, width=48, batch=2, length=8, threads=1)
 
 
 @pytest.mark.slow
 def test_a_shrunk_run_prints_every_plan_and_writes_what_it_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape = "--blocks 1 --width 32 --batch 2 --length 8 --threads 1 --rounds 1 --steps 1"
+    shape = "--blocks 1 --width 48 --batch 2 --length 8 --threads 1 --rounds 1 --steps 1"
     figures = main([*shape.split(), "--monitor-every", "1", "--json", str(tmp_path / "b.json")])
     printed = capsys.readouterr().out
     first_words = [line.split()[0].rstrip("*") for line in printed.splitlines() if line.split()]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import t5
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SHORT = [
@@ -21,7 +22,6 @@ SHORT = [
     "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--model.backbone=sentence-transformers/all-MiniLM-L6-v2",
     "--data.batch_size=4",
 ]
 
@@ -43,7 +43,10 @@ def sentiment(folder: Path) -> list[str]:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_fits_and_tests(recipe: Path, tmp_path: Path) -> None:
     """In a process of its own, as a user runs it; W&B keeps one service per process."""
-    offline = sentiment(tmp_path / "glue") if recipe.stem.startswith("unipelt_") else []
+    offline = sentiment(tmp_path / "glue") if "class_path: GLUE" in recipe.read_text() else []
+    to_text = "TextToText" in recipe.read_text()
+    backbone = t5(tmp_path / "t5") if to_text else "sentence-transformers/all-MiniLM-L6-v2"
+    offline += [f"--model.backbone={backbone}", *(["--data.max_length=32"] if to_text else [])]
     command = [sys.executable, "-m", "lightning_pelt", "fit", f"--config={recipe}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -66,3 +69,5 @@ def test_recipe_fits_and_tests(recipe: Path, tmp_path: Path) -> None:
 def test_every_single_method_has_a_recipe() -> None:
     names = {path.stem for path in RECIPES}
     assert {"lora", "adapter", "prefix", "bitfit", "ia3", "full_finetune", "head_only"} <= names
+    assert {"compacter_sst2", "compacterpp_sst2", "compacter_t5", "compacterpp_t5"} <= names
+    assert {"phm_adapter", "low_rank_adapter", "adapterdrop", "unipelt_compacter"} <= names

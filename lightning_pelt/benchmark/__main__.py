@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 
-from lightning_pelt.benchmark.contestant import APL, FLOOR, FULL, PLANS, Setting
+from lightning_pelt.benchmark.contestant import APL, FLOOR, FULL, PLANS, RIVALS, Setting
 from lightning_pelt.benchmark.monitor import monitor_share
 from lightning_pelt.benchmark.race import DISTURBED, Ratio, Standing, Worker, race
 from lightning_pelt.errors import unknown
@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     names = list(dict.fromkeys([FLOOR, FULL, *given.plans]))
     standings = race(names, setting, rounds=given.rounds, steps=given.steps)
     print(heading(setting, given.rounds, given.steps), *table(standings), sep="\n")
-    print(*load_note(standings, given.rounds), sep="\n")
+    print(*rivals(standings), *load_note(standings, given.rounds), sep="\n")
     figures: dict[str, Any] = {
         "setting": asdict(setting),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -109,6 +109,16 @@ def table(standings: dict[str, Standing]) -> list[str]:
 
 def _interval(ratio: Ratio) -> str:
     return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def rivals(standings: dict[str, Standing]) -> list[str]:
+    """Plans against the plan each of them should not be slower, or larger, than."""
+    return [
+        f"{'' if index else chr(10)}{name} / {RIVALS[name]}: time {_interval(s.rival)}, "
+        f"min {s.rival.least:.3f}; memory {s.memory / standings[RIVALS[name]].memory:.3f}"
+        for index, (name, s) in enumerate((n, s) for n, s in standings.items() if s.rival)
+        if s.rival is not None
+    ]
 
 
 def load_note(standings: dict[str, Standing], rounds: int) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from lightning_pelt.attach import attach
-from lightning_pelt.methods import IA3, Adapter, BitFit, LoRA, Prefix
+from lightning_pelt.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Prefix
 from lightning_pelt.plan import FullFineTuning, HeadOnly, Plan, UniPELT
 
 FLOOR, FULL = "floor", "full"
@@ -37,7 +37,24 @@ PLANS: dict[str, Callable[[], Plan] | None] = {
     "unipelt-ap": lambda: UniPELT([Adapter(), Prefix()]),
     APL: UniPELT,
     "apl-ungated": lambda: Plan.uniform(Adapter(), Prefix(), LoRA()),
+    "adapter-both": lambda: Plan.uniform(_dense("attention", "ffn"), norms=True),
+    "adapter-ffn": lambda: Plan.uniform(_dense("ffn"), norms=True),
+    "compacter": lambda: Plan.uniform(Compacter()),
+    "compacter++": lambda: Plan.uniform(Compacter(sites="compacter++")),
+    "phm": lambda: Plan.uniform(Compacter(n=12, share_rule=False, factorized=False)),
+    "low-rank": lambda: Plan.uniform(LowRankAdapter()),
 }
+# Plans that are also measured against another one, of the same bottleneck at the same sites.
+RIVALS = {
+    "compacter": "adapter-both",
+    "compacter++": "adapter-ffn",
+    "phm": "adapter-both",
+    "low-rank": "adapter-both",
+}
+
+
+def _dense(*sites: str) -> Adapter:
+    return Adapter(reduction_factor=32, sites=sites, placement="sequential", activation="gelu_new")
 
 
 @dataclass(frozen=True)

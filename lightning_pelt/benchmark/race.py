@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lightning_pelt.benchmark.contestant import (
     FLOOR,
     FULL,
+    RIVALS,
     Contestant,
     Setting,
     Turn,
@@ -50,6 +51,7 @@ class Standing:
         seconds: a step's median.
         floor, full: the step's time over that of the floor, and of full fine-tuning.
         cpu: processor time over the floor's, which other processes disturb less.
+        rival: the step's time over that of the plan's rival, where it took part.
         memory: peak bytes over the idle model.
         disturbed: turns that met other load.
         kept: whether they are in the figures all the same, since too few were free of it.
@@ -59,6 +61,7 @@ class Standing:
     floor: Ratio
     full: Ratio
     cpu: Ratio
+    rival: Ratio | None
     memory: int
     disturbed: int
     kept: bool
@@ -143,12 +146,14 @@ def standing(turns: dict[str, list[Turn]], name: str, memory: int = 0) -> Standi
         for other in baselines
     ]
     kept = min(map(len, quiet)) < ENOUGH
+    rival = turns.get(RIVALS.get(name, ""))
     floor, full = [range(len(own))] * 2 if kept else quiet
     return Standing(
         seconds=median(own[i].wall for i in floor),
         floor=ratio([own[i].wall for i in floor], [turns[FLOOR][i].wall for i in floor]),
         full=ratio([own[i].wall for i in full], [turns[FULL][i].wall for i in full]),
         cpu=ratio([own[i].cpu for i in floor], [turns[FLOOR][i].cpu for i in floor]),
+        rival=None if rival is None else ratio([t.wall for t in own], [t.wall for t in rival]),
         memory=memory,
         disturbed=sum(map(disturbed, own)),
         kept=kept,
