@@ -77,7 +77,7 @@ LAYERS = [
     ("gate",),
     ("method",),
     ("placement", "bottleneck", "kronecker"),
-    ("bank",),
+    ("forge",),
     ("methods",),
     ("plan",),
     ("ownership",),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.bank import Shape, banks, from_banks
+from lightning_pelt.forge import Shape, forges, from_forges
 from lightning_pelt.gate import Gate
 from lightning_pelt.kronecker import Rule
 from lightning_pelt.method import Method, Part, Place
@@ -144,7 +144,7 @@ class Compacter(Method):
             )
         start: dict[str, Any] = {"std": self.start, "learned": self.learn_rule}
         rule = Rule(self.n, **start) if self.share_rule else None
-        made = banks(
+        made = forges(
             self.name,
             anatomy,
             sites,
@@ -157,4 +157,4 @@ class Compacter(Method):
         return made if rule is None else [Part("", f"{self.name}_rule", rule), *made]
 
     def build(self, place: Place) -> list[Part]:
-        return from_banks(self.name, place, where=self.placement, activation=self.activation)
+        return from_forges(self.name, place, where=self.placement, activation=self.activation)

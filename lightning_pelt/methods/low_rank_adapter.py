@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.bank import Shape, banks, from_banks
+from lightning_pelt.forge import Shape, forges, from_forges
 from lightning_pelt.gate import Gate
 from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.placement import Placement
@@ -72,9 +72,9 @@ class LowRankAdapter(Method):
         return Shape(placement.reads(site, self.placement), width, site.d_out)
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
-        return banks(
+        return forges(
             self.name, anatomy, sites, self.shape, rule=None, n=1, rank=self.rank, own=None
         )
 
     def build(self, place: Place) -> list[Part]:
-        return from_banks(self.name, place, where=self.placement, activation=self.activation)
+        return from_forges(self.name, place, where=self.placement, activation=self.activation)

@@ -1,4 +1,4 @@
-"""Bottlenecks without weights of their own: a bank makes those of a whole stack at once."""
+"""Bottlenecks without weights of their own: a forge makes those of a whole stack at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Shape(NamedTuple):
     d_out: int
 
 
-class Bank(Submodule):
+class Forge(Submodule):
     """The weights of all bottlenecks of a stack, made in one go before its first block.
 
     Projections of one shape lie in one tensor, so a forward takes two batched products for all of
@@ -111,7 +111,7 @@ class Bank(Submodule):
             return None
         return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
-    def train(self, mode: bool = True) -> Bank:
+    def train(self, mode: bool = True) -> Forge:
         self.kept = None
         return super().train(mode)
 
@@ -145,7 +145,7 @@ class Bank(Submodule):
             RuntimeError: in reentrant activation checkpointing.
         """
         assert self.made is not None
-        refuse_reentrant(self.made[index][0], "weights of a bank")
+        refuse_reentrant(self.made[index][0], "weights of a forge")
         return self.made[index]
 
 
@@ -153,32 +153,32 @@ def _key(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _forget(bank: Bank, incompatible: Any) -> None:
-    bank.kept = None
+def _forget(forge: Forge, incompatible: Any) -> None:
+    forge.kept = None
 
 
-class FromBank(nn.Module):
-    """One bottleneck of a bank."""
+class Forged(nn.Module):
+    """One bottleneck of a forge."""
 
-    def __init__(self, bank: Bank, index: int, activation: str, gate: GateView | None) -> None:
+    def __init__(self, forge: Forge, index: int, activation: str, gate: GateView | None) -> None:
         super().__init__()
-        self.__dict__["bank"] = bank  # a reference, not a child: the weights live in one place
+        self.__dict__["forge"] = forge  # a reference, not a child: the weights live in one place
         self.index, self.activation, self.gate = index, activation, gate
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
-        weights: Dense | Thin = self.__dict__["bank"].of(self.index)
+        weights: Dense | Thin = self.__dict__["forge"].of(self.index)
         return extend(output, h, weights, activation=self.activation, gate=self.gate)
 
 
-def banks(
+def forges(
     name: str,
     anatomy: Anatomy,
     sites: Sequence[Site],
     shape: Callable[[Site], Shape],
     **kind: Any,
 ) -> list[Part]:
-    """One bank per stack, for ``Method.build_shared``; ``kind`` is what :class:`Bank` takes."""
+    """One forge per stack, for ``Method.build_shared``; ``kind`` is what :class:`Forge` takes."""
     stacks: dict[str, list[Site]] = {}
     for site in sites:
         stacks.setdefault(site.stack, []).append(site)
@@ -186,19 +186,19 @@ def banks(
         Part(
             anatomy.stack(stack).path,
             f"{name}_{stack}",
-            Bank(anatomy.stack(stack).path, own, [shape(site) for site in own], **kind),
+            Forge(anatomy.stack(stack).path, own, [shape(site) for site in own], **kind),
         )
         for stack, own in stacks.items()
     ]
 
 
-def from_banks(name: str, place: Place, *, where: Placement, activation: str) -> list[Part]:
-    """A bottleneck of the stack's bank at every site, for ``Method.build``."""
+def from_forges(name: str, place: Place, *, where: Placement, activation: str) -> list[Part]:
+    """A bottleneck of the stack's forge at every site, for ``Method.build``."""
     parts = []
     for site, gate in zip(place.sites, place.gates, strict=True):
-        bank = place.shared[f"{name}_{site.stack}"]
-        assert isinstance(bank, Bank)
-        net = FromBank(bank, bank.sites.index(site), activation, gate)
+        forge = place.shared[f"{name}_{site.stack}"]
+        assert isinstance(forge, Forge)
+        net = Forged(forge, forge.sites.index(site), activation, gate)
         placed = placement.place(net, site, where)
         parts.append(Part(placed.host, f"{name}_{site.role}", placed))
     return parts
