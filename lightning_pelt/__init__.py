@@ -7,6 +7,7 @@ from lightning_pelt.exchange import load_adapters, merge, save_adapters
 from lightning_pelt.gate import Gate
 from lightning_pelt.methods import (
     IA3,
+    XPEFT,
     Adapter,
     BitFit,
     Compacter,
@@ -16,6 +17,7 @@ from lightning_pelt.methods import (
     Prompt,
 )
 from lightning_pelt.plan import FullFineTuning, Group, HeadOnly, Plan, UniPELT
+from lightning_pelt.profiles.bank import RandomBank, TrainedBank
 
 if TYPE_CHECKING:
     from lightning_pelt.callbacks import GateMonitor, GateSchedule, ParameterCount, PELTCallback
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IA3",
+    "XPEFT",
     "Adapter",
     "Attachment",
     "BitFit",
@@ -41,6 +44,8 @@ __all__ = [
     "Plan",
     "Prefix",
     "Prompt",
+    "RandomBank",
+    "TrainedBank",
     "UniPELT",
     "attach",
     "detach",

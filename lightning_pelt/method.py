@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.configured import Configured
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.submodule import Submodule
 
@@ -35,7 +36,7 @@ class Place:
     shared: dict[str, Submodule] = field(default_factory=dict)
 
 
-class Method(ABC):
+class Method(Configured, ABC):
     """A way of tuning; every child is a frozen dataclass that is its own configuration.
 
     A new method is one file: fields of plain data, ``where``, ``build``, and the submodule.

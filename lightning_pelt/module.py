@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_pelt.attach import Attachment, attach
@@ -21,6 +22,8 @@ from lightning_pelt.errors import unknown
 from lightning_pelt.optim import linear_warmup_decay, make_portable, named_groups
 from lightning_pelt.ownership import refuse_other_plan
 from lightning_pelt.plan import Plan, UniPELT, from_config
+from lightning_pelt.profiles.clipping import clip_profiles, clip_rest
+from lightning_pelt.profiles.masks import Masks
 from lightning_pelt.seeding import StepSeed
 from lightning_pelt.sharding import shard
 from lightning_pelt.tasks import Classification, Task
@@ -198,6 +201,22 @@ class PELTModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does it; but each profile of X-PEFT is clipped by a norm of its own."""
+        every = [module for module in self.modules() if isinstance(module, Masks)]
+        if not every or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        limit = float(gradient_clip_val)
+        clipped = [parameter for masks in every for parameter in clip_profiles(masks, limit)]
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        clip_rest(own, clipped, limit)
 
     def _total_steps(self) -> int | float:
         steps = self.trainer.estimated_stepping_batches

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.configured import Configured
 from lightning_pelt.errors import unknown
 from lightning_pelt.gate import Gate
 from lightning_pelt.method import Method
@@ -221,7 +222,7 @@ def _plain(value: Any) -> Any:
     """A configuration object as plain data: methods by class path, others as mappings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Method):
+        if isinstance(value, Configured):
             return {"class_path": _public_path(type(value)), "init_args": fields}
         return fields
     if isinstance(value, (list, tuple)):
@@ -268,7 +269,7 @@ def _find_class(path: str) -> type:
     if module.partition(".")[0] == "lightning_pelt":
         importlib.import_module("lightning_pelt")
     found = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, (Plan, Method))):
+    if not (isinstance(found, type) and issubclass(found, (Plan, Configured))):
         package = importlib.import_module("lightning_pelt")
         known = [f"lightning_pelt.{n}" for n in package.__all__ if _is_config(getattr(package, n))]
         raise unknown("class of a plan", path, known)
@@ -276,4 +277,4 @@ def _find_class(path: str) -> type:
 
 
 def _is_config(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, (Plan, Method))
+    return isinstance(value, type) and issubclass(value, (Plan, Configured))

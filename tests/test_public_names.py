@@ -71,13 +71,13 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 # Each may import from those before it, and from its own.
 LAYERS = [
-    ("errors", "files", "submodule", "backbone"),
+    ("errors", "files", "configured", "submodule", "backbone"),
     ("anatomy",),
     ("masks", "attention"),
     ("gate",),
     ("method",),
     ("placement", "bottleneck", "kronecker"),
-    ("forge",),
+    ("forge", "profiles"),
     ("methods",),
     ("plan",),
     ("ownership",),

@@ -6,11 +6,13 @@ from lightning_pelt.callbacks.gate_schedule import GateSchedule
 from lightning_pelt.callbacks.parameter_count import ParameterCount
 from lightning_pelt.callbacks.pelt import PELTCallback
 from lightning_pelt.callbacks.predictions import WritePredictions
+from lightning_pelt.callbacks.temperature import MaskTemperature
 
 __all__ = [
     "FiniteGuard",
     "GateMonitor",
     "GateSchedule",
+    "MaskTemperature",
     "PELTCallback",
     "ParameterCount",
     "WritePredictions",

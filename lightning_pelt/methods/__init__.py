@@ -8,5 +8,16 @@ from lightning_pelt.methods.lora import LoRA
 from lightning_pelt.methods.low_rank_adapter import LowRankAdapter
 from lightning_pelt.methods.prefix import Prefix
 from lightning_pelt.methods.prompt import Prompt
+from lightning_pelt.methods.xpeft import XPEFT
 
-__all__ = ["IA3", "Adapter", "BitFit", "Compacter", "LoRA", "LowRankAdapter", "Prefix", "Prompt"]
+__all__ = [
+    "IA3",
+    "XPEFT",
+    "Adapter",
+    "BitFit",
+    "Compacter",
+    "LoRA",
+    "LowRankAdapter",
+    "Prefix",
+    "Prompt",
+]
