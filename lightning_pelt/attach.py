@@ -92,6 +92,7 @@ def attach(
             raise
     attachment.owned = frozenset(model.state_dict()) - attachment.base
     model.__dict__["pelt_attachment"] = attachment
+    model.__dict__["save_pretrained"] = ownership.refuse_save_pretrained
     attachment._handles += ownership.install(model)
     return attachment
 

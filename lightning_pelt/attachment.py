@@ -111,7 +111,8 @@ class Attachment:
             if name in self._norms_before:
                 with torch.no_grad():
                     parameter.copy_(self._norms_before[name])
-        self.model.__dict__.pop("pelt_attachment", None)
+        for name in ("pelt_attachment", "save_pretrained"):
+            self.model.__dict__.pop(name, None)
 
     def __repr__(self) -> str:
         trained = sum(count.trained + count.gates for count in self.counts.values())

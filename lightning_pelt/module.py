@@ -19,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.backbone import load_tokenizer
 from lightning_pelt.errors import unknown
+from lightning_pelt.methods import XPEFT
 from lightning_pelt.optim import linear_warmup_decay, make_portable, named_groups
 from lightning_pelt.ownership import refuse_other_plan
 from lightning_pelt.plan import Plan, UniPELT, from_config
 from lightning_pelt.profiles.clipping import clip_profiles, clip_rest
+from lightning_pelt.profiles.keeping import heads_of
 from lightning_pelt.profiles.masks import Masks
 from lightning_pelt.seeding import StepSeed
 from lightning_pelt.sharding import shard
@@ -154,7 +156,7 @@ class PELTModule(LightningModule):
         return self.model(**inputs)
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
-        loss, _ = self.task.step(self.model, batch)  # type: ignore[arg-type]
+        loss, _ = self.task.step(self.model, self._inputs(batch))  # type: ignore[arg-type]
         self.log("train/loss", loss, prog_bar=True, batch_size=_rows(batch))
         return loss
 
@@ -165,6 +167,7 @@ class PELTModule(LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
+        batch = self._inputs(batch)
         loss, outputs = self.task.step(self.model, batch)  # type: ignore[arg-type]
         metrics: Any = self.metrics[stage]
         self.task.update(
@@ -182,10 +185,16 @@ class PELTModule(LightningModule):
         """One dictionary per row: label and probabilities, a value, or a text."""
         return self.task.predict(
             self.model,  # type: ignore[arg-type]
-            batch,
+            self._inputs(batch),
             labels=self.labels,
             tokenizer=self.tokenizer,
         )
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Whose the rows are is of no interest to a plan without profiles."""
+        if any(isinstance(method, XPEFT) for method in self.plan.methods):
+            return batch
+        return {name: value for name, value in batch.items() if name != "profile"}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One named group per method, so that each may have its own rate and is logged by name."""
@@ -214,7 +223,9 @@ class PELTModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         limit = float(gradient_clip_val)
-        clipped = [parameter for masks in every for parameter in clip_profiles(masks, limit)]
+        heads = heads_of(self)
+        own_heads = () if heads is None else tuple(heads.own)
+        clipped = [p for masks in every for p in clip_profiles(masks, limit, own_heads)]
         own = [p for group in optimizer.param_groups for p in group["params"]]
         clip_rest(own, clipped, limit)
 

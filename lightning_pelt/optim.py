@@ -19,8 +19,9 @@ from lightning_pelt.ownership import plain
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
-# Decay pulls towards zero, which for these means half open, no bias, and a silenced activation.
-NO_DECAY = frozenset({"gate", "bitfit", "ia3"})
+# Decay pulls towards zero, which for these means half open, no bias, a silenced activation, no
+# norm, a Kronecker rule that silences everything, and masks that choose at random.
+NO_DECAY = frozenset({"gate", "bitfit", "ia3", "norm", "compacter", "xpeft"})
 # What Adam and its kin keep of each parameter: a count of steps, and averages.
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 

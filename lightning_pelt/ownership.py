@@ -116,6 +116,18 @@ def refuse_other_plan(saved: dict[str, Any] | None, plan: Plan) -> None:
         )
 
 
+def refuse_save_pretrained(*_: Any, **__: Any) -> None:
+    """In the place of an attached model's own: it would write our tensors and lack the base's.
+
+    Raises:
+        ValueError: always; the message names what to call.
+    """
+    raise ValueError(
+        "save_pretrained would write the submodules as if they were the model: call "
+        "save_adapters(model, folder), or merge(model) or detach(model) first"
+    )
+
+
 def install(module: nn.Module) -> list[Any]:
     """Register the three hooks on the root of an attached model; returns their handles."""
     return [

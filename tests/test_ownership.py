@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -251,3 +252,15 @@ def test_moving_average() -> None:
     assert int(other.n_averaged) == 2
     assert torch.equal(logits(other.module), logits(average.module))
     assert not torch.equal(logits(average.module), logits(model))
+
+
+def test_save_pretrained_names_what_to_call(tmp_path: Path) -> None:
+    """It would write a model file without the model."""
+    model = tiny_bert()
+    attachment = attach(model, PLAN)
+    with pytest.raises(ValueError, match=r"call save_adapters\(model, folder\)"):
+        model.save_pretrained(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    attachment.detach()
+    model.save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "model.safetensors").is_file()

@@ -89,7 +89,7 @@ LAYERS = [
     ("tasks", "data"),
     ("module",),
     ("callbacks",),
-    ("benchmark", "parser"),
+    ("serving", "benchmark", "parser"),
     ("cli",),
     ("__main__",),
 ]

@@ -18,8 +18,18 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from lightning_pelt.attach import attach
-from lightning_pelt.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Prefix
+from lightning_pelt.methods import (
+    IA3,
+    XPEFT,
+    Adapter,
+    BitFit,
+    Compacter,
+    LoRA,
+    LowRankAdapter,
+    Prefix,
+)
 from lightning_pelt.plan import FullFineTuning, HeadOnly, Plan, UniPELT
+from lightning_pelt.profiles.bank import RandomBank
 
 FLOOR, FULL = "floor", "full"
 APL = "unipelt-apl"
@@ -43,6 +53,8 @@ PLANS: dict[str, Callable[[], Plan] | None] = {
     "compacter++": lambda: Plan.uniform(Compacter(sites="compacter++")),
     "phm": lambda: Plan.uniform(Compacter(n=12, share_rule=False, factorized=False)),
     "low-rank": lambda: Plan.uniform(LowRankAdapter()),
+    "xpeft-100": lambda: Plan.uniform(XPEFT(bank=RandomBank(size=100))),
+    "xpeft-800": lambda: Plan.uniform(XPEFT(bank=RandomBank(size=800))),
 }
 # Plans that are also measured against another one, of the same bottleneck at the same sites.
 RIVALS = {
@@ -50,6 +62,8 @@ RIVALS = {
     "compacter++": "adapter-ffn",
     "phm": "adapter-both",
     "low-rank": "adapter-both",
+    "xpeft-100": "adapter",
+    "xpeft-800": "adapter",
 }
 
 

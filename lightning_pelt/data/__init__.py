@@ -3,6 +3,8 @@
 from lightning_pelt.data.base import TextDataModule
 from lightning_pelt.data.causal_text import CausalText
 from lightning_pelt.data.glue import GLUE
+from lightning_pelt.data.profiles import ProfileDataModule
+from lightning_pelt.data.readers import SimulatedReaders
 from lightning_pelt.data.stdlib_docs import StdlibDocs
 from lightning_pelt.data.text import TextClassification
 from lightning_pelt.data.text_to_text import TextToText
@@ -10,6 +12,8 @@ from lightning_pelt.data.text_to_text import TextToText
 __all__ = [
     "GLUE",
     "CausalText",
+    "ProfileDataModule",
+    "SimulatedReaders",
     "StdlibDocs",
     "TextClassification",
     "TextDataModule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.placement import Placement
 from lightning_pelt.profiles.aggregate import Aggregated
 from lightning_pelt.profiles.bank import Bank, BankTensors, RandomBank
+from lightning_pelt.profiles.heads import Heads
 from lightning_pelt.profiles.masks import Kind, Masks
 
-Norm = Literal["shared", "profile"]
+Sharing = Literal["shared", "profile"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -29,8 +30,8 @@ class XPEFT(Method):
 
     :math:`\hat A_l = \sum_i m^A_{l,i} A_{l,i}` and :math:`\hat B_l` alike make one adapter, at the
     cost of one whatever the bank's size: :math:`f + \hat B^\top \phi(LN(\hat A^\top h))`. Hard
-    masks choose k of N adapters and take 2 N L bits. Many profiles train in one run: the model takes
-    ``profile=(B,)``, the number of each row's profile, beside its other inputs.
+    masks choose k of N adapters and take 2 N L bits. Many profiles train in one run: the model
+    takes ``profile=(B,)``, the number of each row's profile, beside its other inputs.
 
     Args:
         bank: a :class:`RandomBank`, which a seed stands for, or a :class:`TrainedBank`.
@@ -42,6 +43,7 @@ class XPEFT(Method):
         temperature: of the softmax.
         noise: how much Gumbel noise the logits get in training, 0 is none.
         init_std: of the logits.
+        head: ``shared`` by all profiles, or with one of each ``profile``'s own on top.
         norm: a norm in the bottleneck, ``shared`` by all profiles or each ``profile``'s own; None
             is none.
         bottleneck: of the bank's adapters; by default ``reduction_factor`` times smaller than the
@@ -65,7 +67,8 @@ class XPEFT(Method):
     temperature: float = 1.0
     noise: float = 0.0
     init_std: float = 0.01
-    norm: Norm | None = "shared"
+    norm: Sharing | None = "shared"
+    head: Sharing = "shared"
     bottleneck: int | None = None
     reduction_factor: int = 16
     sites: Sequence[str] = ("ffn",)
@@ -83,7 +86,13 @@ class XPEFT(Method):
             bottleneck=self.bottleneck,
             reduction_factor=self.reduction_factor,
         )
-        for option, kinds in (("mask", Kind), ("precision", Precision), ("norm", Norm)):
+        options: tuple[tuple[str, Any], ...] = (
+            ("mask", Kind),
+            ("precision", Precision),
+            ("norm", Sharing),
+            ("head", Sharing),
+        )
+        for option, kinds in options:
             value = getattr(self, option)
             if value not in get_args(kinds) and not (option == "norm" and value is None):
                 raise unknown(f"{option} of XPEFT", value, get_args(kinds))
@@ -139,7 +148,10 @@ class XPEFT(Method):
         )
         stacks = dict.fromkeys(site.stack for site in sites)
         masks.place(sites, [anatomy.stack(name).path for name in stacks], bank)
-        return [Part("", self.name, masks)]
+        parts = [Part("", self.name, masks)]
+        if self.head == "profile":
+            parts.append(Part("", f"{self.name}_heads", Heads(masks)))
+        return parts
 
     def build(self, place: Place) -> list[Part]:
         masks = place.shared[self.name]

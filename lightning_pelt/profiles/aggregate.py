@@ -90,6 +90,8 @@ class Aggregated(nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__["masks"] = masks  # a reference, not a child: the root owns it
+        self.masks: Masks
+        self.slots: Adapters | None = None  # what a server has made before
         self.index, self.bottleneck, self.activation, self.gate = (
             index,
             bottleneck,
@@ -97,7 +99,6 @@ class Aggregated(nn.Module):
             gate,
         )
         self.A, self.B, self.c = A, B, c
-        self.__dict__["slots"] = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse)
@@ -108,16 +109,15 @@ class Aggregated(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d) -> (B, T, d)."""
-        choice: Choice | None = self.__dict__["masks"].choice
+        choice = self.masks.choice
         assert choice is not None
         adapters = self.aggregate(choice)
         return extend(output, h, adapters, activation=self.activation, gate=self.gate)
 
     def aggregate(self, choice: Choice) -> Adapters:
         """One product per side for all profiles, whose intensity grows with their number."""
-        slots: Adapters | None = self.__dict__["slots"]
-        if slots is not None:
-            return slots._replace(inverse=choice.inverse)
+        if self.slots is not None:
+            return self.slots._replace(inverse=choice.inverse)
         a, b = choice.masks[:, self.index].to(self.A.dtype).unbind(1)  # (U, N) each
         A = (a @ self.A).float().unflatten(-1, (-1, self.bottleneck))
         c = A.new_zeros(len(A), self.bottleneck) if self.c is None else (a @ self.c).float()

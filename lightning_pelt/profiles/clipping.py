@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from lightning_pelt.profiles.masks import Masks
 
 
-def clip_profiles(masks: Masks, max_norm: float) -> list[nn.Parameter]:
+def clip_profiles(
+    masks: Masks, max_norm: float, heads: Sequence[nn.Parameter] = ()
+) -> list[nn.Parameter]:
     """Scale every profile's gradient to a norm of at most ``max_norm``.
+
+    Args:
+        heads: the profiles' own, where they have them.
 
     Returns:
         The parameters that were looked after, present in the batch or not.
     """
-    per_profile = len(masks.norms) == len(masks.logits) > 1
     owned: list[list[nn.Parameter]] = [[logits] for logits in masks.logits]
-    if per_profile:
+    if masks.own_norms:
         owned = [[*own, norm] for own, norm in zip(owned, masks.norms, strict=True)]
+    if heads:
+        owned = [[*own, head] for own, head in zip(owned, heads, strict=True)]
     for parameters in owned:
         if any(parameter.grad is not None for parameter in parameters):
             torch.nn.utils.clip_grad_norm_(parameters, max_norm)

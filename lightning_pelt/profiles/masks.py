@@ -17,12 +17,21 @@ Kind = Literal["hard", "soft"]
 
 
 class Choice(NamedTuple):
-    """What the rows of a batch choose: masks (U, L, 2, N) of the U profiles among them, the norms
-    of their bottlenecks (U or 1, L, 2, b) or None, and for each row its place among the U."""
+    """What the rows of a batch choose.
+
+    Attributes:
+        masks: (U, L, 2, N), of the U profiles among them.
+        norms: of their bottlenecks, (U or 1, L, 2, b), or None.
+        inverse: (B,), the place of each row's profile among the U.
+        numbers: of these profiles in the plan; empty for profiles that come from a store.
+        heads: of profiles from a store, (U, C, d + 1), where they have their own.
+    """
 
     masks: Tensor
     norms: Tensor | None
     inverse: Tensor
+    numbers: Sequence[int] = ()
+    heads: Tensor | None = None
 
 
 class Masks(Submodule):
@@ -73,6 +82,7 @@ class Masks(Submodule):
             init_std * torch.randn(sites, 2, size) for _ in range(profiles)
         )
         start = torch.stack([torch.ones(sites, bottleneck), torch.zeros(sites, bottleneck)], 1)
+        self.own_norms = norm == "profile"
         count = {None: 0, "shared": 1, "profile": profiles}[norm]
         self.norms = nn.ParameterList(start.clone() for _ in range(count))
 
@@ -127,10 +137,9 @@ class Masks(Submodule):
             )
         masks = self.of(torch.stack([self.logits[number] for number in numbers]))
         if not len(self.norms):
-            return Choice(masks, None, inverse)
-        own = len(self.norms) > 1 or len(self.logits) == 1
-        norms = [self.norms[number] for number in numbers] if own else [self.norms[0]]
-        return Choice(masks, torch.stack(norms), inverse)
+            return Choice(masks, None, inverse, numbers)
+        norms = [self.norms[number] for number in (numbers if self.own_norms else [0])]
+        return Choice(masks, torch.stack(norms), inverse, numbers)
 
     def of(self, logits: Tensor) -> Tensor:
         """Masks of logits, (..., N) -> (..., N), scale included; noise in training only."""

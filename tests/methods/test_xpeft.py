@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lightning_pelt import XPEFT, Gate, LoRA, Plan, RandomBank, UniPELT, attach
 from lightning_pelt.profiles.aggregate import Aggregated
+from lightning_pelt.profiles.keeping import heads_of
 from lightning_pelt.profiles.masks import Masks, masks_of, picks, profiles_of
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_gpt2
 
@@ -154,6 +155,27 @@ def test_absent_profiles_do_not_move(norm: str) -> None:
     assert moved == [True, False, True]
     if norm == "profile":
         assert masks.norms[1].grad is None
+
+
+def test_own_heads_by_hand() -> None:
+    """On top of the shared one, row by row, and zero at the start."""
+    model = tiny_bert()
+    method = XPEFT(bank=BANK, k=4, scale=8.0, bottleneck=8, profiles=3, head="profile")
+    attachment = attach(model, Plan.uniform(method))
+    shared = run(model, profile=torch.tensor([2, 0, 2]))
+    heads = heads_of(model)
+    assert heads is not None
+    seen: dict[str, Tensor] = {}
+    model.classifier.register_forward_pre_hook(lambda m, a: seen.update(x=a[0]))
+    with torch.no_grad():
+        for head in heads.own:
+            head.normal_()
+    ours = run(model, profile=torch.tensor([2, 0, 2]))
+    for row, profile in enumerate((2, 0, 2)):
+        head = heads.own[profile]
+        by_hand = shared[row] + head[:, :-1] @ seen["x"][row] + head[:, -1]
+        torch.testing.assert_close(ours[row], by_hand, rtol=1e-5, atol=1e-5)
+    assert attachment.counts["xpeft"].trained == 3 * (2 * 2 * 12 + 3 * 33) + 2 * 2 * 8
 
 
 def test_noise_is_of_training_alone() -> None:

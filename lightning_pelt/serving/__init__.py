@@ -1,0 +1,5 @@
+"""Answers for many profiles from one backbone."""
+
+from lightning_pelt.serving.server import ProfileServer
+
+__all__ = ["ProfileServer"]
