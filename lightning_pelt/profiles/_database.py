@@ -90,9 +90,9 @@ class Database:
         try:
             with self.reading() as connection:
                 rows += connection.execute(_OF_IDS[table], {"ids": ids}).all()
-        except DamagedStore as error:  # a broken page hides the rows of one id or a few
+        except DamagedStore:  # a broken page hides the rows of a few ids
             if len(ids) == 1:
-                lost.append((ids[0], 0, str(error)))
+                lost.append((ids[0], 0, "the file is damaged where it was"))
                 return
             for id in ids:
                 self._fetch(table, [id], rows, lost)
@@ -123,8 +123,11 @@ class Database:
         """What SQLite's own check of its file finds; a server is checked by other means."""
         if self.kind != "sqlite":
             return []
-        with self.reading() as connection:
-            said = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        try:
+            with self.reading() as connection:
+                said = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        except DamagedStore as error:
+            return [str(error)]
         return [line for line in said if line != "ok"]
 
 

@@ -27,11 +27,14 @@ class UnknownProfile(KeyError):
     """
 
     def __init__(self, message: str, ids: Sequence[str]) -> None:
-        super().__init__(message)
-        self.ids = tuple(ids)
+        super().__init__(message, tuple(ids))  # as it is pickled
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.args[1]
 
     def __str__(self) -> str:
-        return str(self.args[0])  # a KeyError would show its representation
+        return self.args[0]  # a KeyError would show its representation
 
 
 class DamagedProfile(ValueError):
@@ -42,12 +45,18 @@ class DamagedProfile(ValueError):
     """
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        said = "; ".join(f"{id!r}: {reasons[id]}" for id in islice(reasons, SHOWN))
-        super().__init__(
-            f"damaged: {said}{more(reasons)}. Put the profile again, or delete it; all others can "
-            "be read, and verify() lists those that cannot"
+        super().__init__(dict(reasons))  # as it is pickled
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return self.args[0]
+
+    def __str__(self) -> str:
+        said = "; ".join(f"{id!r}: {why}" for id, why in islice(self.reasons.items(), SHOWN))
+        return (
+            f"damaged: {said}{more(self.reasons)}. Put the profile again, or delete it; all others "
+            "can be read, and verify() lists those that cannot"
         )
-        self.reasons = dict(reasons)
 
 
 def more(all_of_them: Sequence[str] | Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from lightning_pelt.profiles._rows import HEADER_SIZE, SOFT, read_form
 MANIFEST = "manifest.json"
 FORMAT = "1"
 SHARD_BYTES = 2**28  # of a shard of few but large rows
+_HEADER, _MASKS = slice(HEADER_SIZE), slice(HEADER_SIZE, None)
 Versioned = tuple[Parts, int]  # the number of the version
 
 
@@ -128,9 +129,11 @@ def _to_tensors(rows: Sequence[Versioned]) -> dict[str, NDArray]:
     form = read_form(rows[0][0].masks)
     packed = np.frombuffer(b"".join(given.masks for given, _ in rows), np.uint8)
     packed = packed.reshape(len(rows), -1)
-    masks = packed[:, HEADER_SIZE:].reshape(len(rows), form.blocks, 2, form.row_bytes)
+    # Copies, since safetensors writes a view as if it had the memory beside it.
+    headers, masks = (packed[:, part].copy() for part in (_HEADER, _MASKS))
+    masks = masks.reshape(len(rows), form.blocks, 2, form.row_bytes)
     return {
-        "headers": np.ascontiguousarray(packed[:, :HEADER_SIZE]),
+        "headers": headers,
         "masks": masks.view("<f4") if form.mode == SOFT else masks,
         "versions": np.array([version for _, version in rows], dtype=np.int64),
         **_joined("ids", [given.id.encode() for given, _ in rows]),

@@ -5,35 +5,31 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from lightning_pelt.errors import unknown
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-try:
-    from sqlalchemy import (
-        Column,
-        Connection,
-        Engine,
-        Integer,
-        LargeBinary,
-        MetaData,
-        Table,
-        Text,
-        create_engine,
-        event,
-        insert,
-        select,
-        text,
-    )
-    from sqlalchemy.engine import URL, make_url
-    from sqlalchemy.exc import DatabaseError, OperationalError
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "a ProfileStore needs SQLAlchemy 2: pip install 'lightning-pelt[profiles]'"
-    ) from error
+from lightning_pelt.errors import unknown
 
 FORMAT = "1"
 BUSY_SECONDS = 30  # that a writer waits for its turn
@@ -148,22 +144,17 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
 def _create(path: Path) -> None:
     """Make an empty store aside and put it in place, unless another process was quicker."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.unlink(missing_ok=True)
-    engine = _file_engine(aside)
-    try:
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        aside = Path(folder) / path.name
+        engine = _file_engine(aside)
         with engine.begin() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             _create_tables(connection)
         engine.dispose()
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        path.hardlink_to(aside)  # a rename could take the place of another process's store
-    except FileExistsError:
-        pass
-    finally:
-        engine.dispose()
-        aside.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            path.hardlink_to(aside)  # a rename would take the place of another process's store
 
 
 def _create_tables(connection: Connection) -> None:

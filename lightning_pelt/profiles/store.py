@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection, delete, insert, select, union_all
 from tqdm import tqdm
+
+try:
+    from sqlalchemy import Connection, delete, insert, select, union_all
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"a ProfileStore needs SQLAlchemy ({error}): pip install 'lightning-pelt[profiles]'"
+    ) from error
 
 from lightning_pelt.profiles._database import (
     QUERY,

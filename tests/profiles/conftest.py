@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
 from profiles.postgres import find_binaries, server
+
+if TYPE_CHECKING:
+    from lightning_pelt.profiles.store import ProfileStore
 
 _schemas = count()
 
@@ -36,3 +40,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     with psycopg.connect(place, autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {schema}")
     return f"{place}&options={quote(f'-csearch_path={schema}')}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[ProfileStore]:
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed: extra `profiles`")
+    from lightning_pelt.profiles.store import ProfileStore
+
+    with ProfileStore(url) as store:
+        yield store
