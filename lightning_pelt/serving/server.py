@@ -112,9 +112,7 @@ class ProfileServer:
             try:
                 for net, pool in zip(self._nets, self._pools, strict=True):
                     net.slots = pool
-                with profiles_of(
-                    self.module, Choice(inverse.new_empty(0), None, inverse, (), self._heads)
-                ):
+                with profiles_of(self.module, asked):
                     return self.module.task.predict(
                         model,  # type: ignore[arg-type]
                         batch,
