@@ -12,6 +12,7 @@ from zoo import ZOO, build, inputs, output
 
 from lightning_pelt import (
     IA3,
+    XPEFT,
     Adapter,
     BitFit,
     Compacter,
@@ -19,6 +20,7 @@ from lightning_pelt import (
     LoRA,
     Plan,
     Prefix,
+    RandomBank,
     UniPELT,
     attach,
 )
@@ -28,6 +30,8 @@ from lightning_pelt.testing import awaken, hook_counts, is_ours
 UNSUPPORTED = {"mpt", "codegen"}
 FAMILIES = [name for name in ZOO if name not in UNSUPPORTED]
 Prefixes = list[Prefix]
+
+BANK = RandomBank(size=12)
 
 # Bottlenecks of half the width: of two units, rectified, one is easily dead.
 PLANS: dict[str, Callable[[Prefixes], Plan]] = {
@@ -39,6 +43,7 @@ PLANS: dict[str, Callable[[Prefixes], Plan]] = {
     "bitfit": lambda prefix: Plan.uniform(BitFit(gate=Gate())),
     "ia3": lambda prefix: Plan.uniform(IA3(gate=Gate())),
     "compacter": lambda prefix: UniPELT([Compacter(bottleneck=8, rule_std=0.3)]),
+    "xpeft": lambda prefix: UniPELT([XPEFT(bank=BANK, k=4, scale=30.0, bottleneck=8)]),
 }
 
 
