@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from lightning_pelt.attach import Attachment, attach, detach
+from lightning_pelt.design_space import S4, Design, S4_3b
 from lightning_pelt.exchange import load_adapters, merge, save_adapters
 from lightning_pelt.gate import Gate
 from lightning_pelt.methods import (
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IA3",
+    "S4",
     "XPEFT",
     "Adapter",
     "Attachment",
     "BitFit",
     "Compacter",
+    "Design",
     "FullFineTuning",
     "Gate",
     "GateMonitor",
@@ -45,6 +48,7 @@ __all__ = [
     "Prefix",
     "Prompt",
     "RandomBank",
+    "S4_3b",
     "TrainedBank",
     "UniPELT",
     "attach",

@@ -80,6 +80,7 @@ LAYERS = [
     ("forge", "profiles"),
     ("methods",),
     ("plan",),
+    ("design_space",),
     ("ownership",),
     ("attachment",),
     ("build",),

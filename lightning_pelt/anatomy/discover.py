@@ -22,6 +22,7 @@ from lightning_pelt.anatomy.recording import (
     AttentionCall,
     Call,
     Recording,
+    base_of,
     is_linear,
     record,
     widths,
@@ -416,7 +417,10 @@ def _assemble(
     sites = [replace(s, post_norm=None) if (s.stack, s.role) in uneven else s for s in sites]
     sites += _norm_sites(d, placed)
     width = next(site.d_out for site in sites if site.role.endswith("attention"))
-    return Anatomy(d.model.config.model_type, width, tuple(stacks), tuple(sites), masks)
+    # As in an attachment: a vocabulary projection is no head.
+    backbone = base_of(d.model) if d.model.get_output_embeddings() is None else d.model
+    parameters = sum(p.numel() for p in backbone.parameters())
+    return Anatomy(d.model.config.model_type, width, tuple(stacks), tuple(sites), masks, parameters)
 
 
 def _runner(d: _Discovery, path: str) -> str:

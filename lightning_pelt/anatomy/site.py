@@ -115,6 +115,7 @@ class Anatomy:
     sites: tuple[Site, ...]
     # By (stack, block, "attention" or "cross_attention").
     masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
+    parameters: int = 0  # of the backbone: tied ones counted once, a new head not at all
 
     @property
     def on_interface(self) -> bool:
