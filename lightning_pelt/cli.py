@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -17,6 +18,10 @@ from lightning_pelt.parser import SuggestingParser
 
 class PELTCLI(LightningCLI):
     """Links what data and model share, and tests after fitting where asked to."""
+
+    prog: ClassVar[str] = "lightning-pelt"
+    # A usage that lists a hundred options would bury what is wrong with one of them.
+    usage: ClassVar[str] = "%(prog)s [--config RECIPE] [--option VALUE ...]"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -54,20 +59,32 @@ class PELTCLI(LightningCLI):
 
 def script() -> None:
     """The console script: what it returned would become the exit status."""
-    main()
+    if sys.argv[1:2] == ["profiles"]:
+        from lightning_pelt import profiles_cli
+
+        profiles_cli.main(sys.argv[2:])
+    else:
+        main()
 
 
-def main(args: ArgsType = None) -> PELTCLI:
-    """Run the command line; ``args`` replaces ``sys.argv`` in tests."""
-    # A usage that lists a hundred options would bury what is wrong with one of them.
-    usage = {"usage": "%(prog)s [--config RECIPE] [--option VALUE ...]"}
+def main(args: ArgsType = None, kind: type[PELTCLI] = PELTCLI, run: bool = True) -> PELTCLI:
+    """Run the command line.
+
+    Args:
+        args: in the place of ``sys.argv``.
+        kind: a child with commands or options of its own.
+        run: a command; else data, model and trainer are built and no more.
+    """
+    usage = {"usage": kind.usage}
     options: dict[str, Any] = {
-        "prog": "lightning-pelt",
+        "prog": kind.prog,
         "version": lightning_pelt.__version__,
-        "description": "Gated parameter-efficient tuning of Hugging Face transformers.",
-        **dict.fromkeys(PELTCLI.subcommands(), usage),
+        "description": "Gated parameter-efficient tuning of Hugging Face transformers. "
+        "`lightning-pelt profiles --help`: many users on one model.",
+        **(usage if kind is not PELTCLI else {}),
+        **(dict.fromkeys(kind.subcommands(), usage) if run else {}),
     }
-    return PELTCLI(
+    return kind(
         PELTModule,
         TextDataModule,
         subclass_mode_data=True,
@@ -77,4 +94,5 @@ def main(args: ArgsType = None) -> PELTCLI:
         parser_class=SuggestingParser,
         parser_kwargs=options,
         args=args,
+        run=run,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.configured import Configured
@@ -51,7 +51,7 @@ class Method(Configured, ABC):
 
     name: str
     gate: Gate | None
-    tunes_norms: ClassVar[bool] = False
+    tunes_norms = False  # not annotated: jsonargparse would look for the annotation in each child
 
     @abstractmethod
     def where(self, anatomy: Anatomy) -> list[Site]:

@@ -92,6 +92,7 @@ LAYERS = [
     ("callbacks",),
     ("serving", "benchmark", "parser"),
     ("cli",),
+    ("profiles_cli",),
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

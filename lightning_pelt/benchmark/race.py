@@ -140,20 +140,21 @@ def race(
 def standing(turns: dict[str, list[Turn]], name: str, memory: int = 0) -> Standing:
     """The figures of one plan, from the turns of all; turns of one round share an index."""
     own = turns[name]
-    baselines = (turns[FLOOR], turns[FULL])
+    rival = turns.get(RIVALS.get(name, ""), own)
     quiet = [
         [i for i, pair in enumerate(zip(own, other, strict=True)) if not any(map(disturbed, pair))]
-        for other in baselines
+        for other in (turns[FLOOR], turns[FULL], rival)
     ]
     kept = min(map(len, quiet)) < ENOUGH
-    rival = turns.get(RIVALS.get(name, ""))
-    floor, full = [range(len(own))] * 2 if kept else quiet
+    floor, full, against = [range(len(own))] * 3 if kept else quiet
     return Standing(
         seconds=median(own[i].wall for i in floor),
         floor=ratio([own[i].wall for i in floor], [turns[FLOOR][i].wall for i in floor]),
         full=ratio([own[i].wall for i in full], [turns[FULL][i].wall for i in full]),
         cpu=ratio([own[i].cpu for i in floor], [turns[FLOOR][i].cpu for i in floor]),
-        rival=None if rival is None else ratio([t.wall for t in own], [t.wall for t in rival]),
+        rival=None
+        if rival is own
+        else ratio([own[i].wall for i in against], [rival[i].wall for i in against]),
         memory=memory,
         disturbed=sum(map(disturbed, own)),
         kept=kept,

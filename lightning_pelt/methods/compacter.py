@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
@@ -74,7 +74,7 @@ class Compacter(Method):
     gate: Gate | None = None
     name: str = "compacter"
 
-    tunes_norms: ClassVar[bool] = True
+    tunes_norms = True
 
     def __post_init__(self) -> None:
         placement.check(self.placement)

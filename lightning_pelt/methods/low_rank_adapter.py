@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
@@ -47,7 +46,7 @@ class LowRankAdapter(Method):
     gate: Gate | None = None
     name: str = "low_rank"
 
-    tunes_norms: ClassVar[bool] = True
+    tunes_norms = True
 
     def __post_init__(self) -> None:
         placement.check(self.placement)
