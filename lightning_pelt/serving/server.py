@@ -127,7 +127,8 @@ class ProfileServer:
         """The slot of each profile; those of this batch push each other out never."""
         keys = list(self.store.latest(ids).items())
         if len(keys) < len(ids):
-            self.store.get_many(ids)  # says which are unknown
+            self.store.get_many(ids)  # says which are unknown, unless they have just been stored
+            return self._placed(ids)
         for key in keys:
             if key in self._places:
                 self._places.move_to_end(key)
