@@ -26,10 +26,9 @@ class Newcomer(PELTModule):
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in own)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """All rows are of the one profile, whatever its number is among those of the data."""
-        batch.pop(PROFILE, None)
-        return batch
+        return {name: value for name, value in batch.items() if name != PROFILE}
 
 
 def newcomer(trained: PELTModule, recipe: PELTModule) -> Newcomer:
