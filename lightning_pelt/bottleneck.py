@@ -23,14 +23,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check(owner: object, *, activation: str, bottleneck: int | None, reduction_factor: int) -> None:
+class Sized(Protocol):
+    """What a method says of its bottlenecks."""
+
+    @property
+    def activation(self) -> str: ...
+    @property
+    def bottleneck(self) -> int | None: ...
+    @property
+    def reduction_factor(self) -> int: ...
+
+
+def check(method: Sized) -> None:
     """Raise a ``ValueError`` for an unknown activation or a width below 1."""
-    if activation not in ACTIVATIONS:
-        raise unknown("activation of an adapter", activation, ACTIVATIONS)
-    if (bottleneck is not None and bottleneck < 1) or reduction_factor < 1:
+    if method.activation not in ACTIVATIONS:
+        raise unknown("activation of an adapter", method.activation, ACTIVATIONS)
+    width = method.bottleneck
+    if (width is not None and width < 1) or method.reduction_factor < 1:
         raise ValueError(
-            f"{type(owner).__name__} has bottleneck={bottleneck}, "
-            f"reduction_factor={reduction_factor}: both must be at least 1"
+            f"{type(method).__name__} has bottleneck={width}, "
+            f"reduction_factor={method.reduction_factor}: both must be at least 1"
         )
 
 

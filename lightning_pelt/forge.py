@@ -20,7 +20,7 @@ from lightning_pelt.submodule import Removable, Submodule, add_product, meet, re
 
 
 class Thin(NamedTuple):
-    """Projections in factors, neither of which is ever multiplied out, see :class:`Factors`.
+    """Projections in factors that are never multiplied out, see :class:`Factors`.
 
     Shapes: F (K, n r), G (n n r, m), bias (m,), P (m + 1, n, n r + n) and Q (n r + n, D). The
     bias of the output lies in the last n rows of Q, one piece in each, and the last row of P picks

@@ -50,12 +50,7 @@ class Adapter(Method):
 
     def __post_init__(self) -> None:
         placement.check(self.placement)
-        bottleneck.check(
-            self,
-            activation=self.activation,
-            bottleneck=self.bottleneck,
-            reduction_factor=self.reduction_factor,
-        )
+        bottleneck.check(self)
 
     def where(self, anatomy: Anatomy) -> list[Site]:
         return placement.sublayers(anatomy, self.sites, self.placement)

@@ -78,12 +78,7 @@ class Compacter(Method):
 
     def __post_init__(self) -> None:
         placement.check(self.placement)
-        bottleneck.check(
-            self,
-            activation=self.activation,
-            bottleneck=self.bottleneck,
-            reduction_factor=self.reduction_factor,
-        )
+        bottleneck.check(self)
         for field in ("n", "rank"):
             if getattr(self, field) < 1:
                 raise ValueError(

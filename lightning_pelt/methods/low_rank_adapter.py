@@ -50,12 +50,7 @@ class LowRankAdapter(Method):
 
     def __post_init__(self) -> None:
         placement.check(self.placement)
-        bottleneck.check(
-            self,
-            activation=self.activation,
-            bottleneck=self.bottleneck,
-            reduction_factor=self.reduction_factor,
-        )
+        bottleneck.check(self)
         if self.rank < 1:
             raise ValueError(f"LowRankAdapter has rank={self.rank}: it must be at least 1")
 

@@ -80,12 +80,7 @@ class XPEFT(Method):
 
     def __post_init__(self) -> None:
         placement.check(self.placement)
-        bottleneck.check(
-            self,
-            activation=self.activation,
-            bottleneck=self.bottleneck,
-            reduction_factor=self.reduction_factor,
-        )
+        bottleneck.check(self)
         options: tuple[tuple[str, Any], ...] = (
             ("mask", Kind),
             ("precision", Precision),
