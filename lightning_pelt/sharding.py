@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.fsdp import fully_shard
 
+from lightning_pelt.profiles.masks import Masks
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -24,8 +26,18 @@ def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
             ``ModelParallelStrategy`` makes it.
 
     Raises:
-        ValueError: the mesh splits single tensors, for which a plan has no layout.
+        ValueError: the mesh splits single tensors, for which a plan has no layout; or the plan has
+            several profiles.
     """
+    profiles = [m for m in attachment.model.modules() if isinstance(m, Masks) and len(m.logits) > 1]
+    if profiles:
+        # Ranks add up the gradients that they have, one after the other: with different profiles in
+        # their batches they would add one profile's to another's.
+        raise ValueError(
+            f"XPEFT has {len(profiles[0].logits)} profiles, and a batch of one process may lack "
+            "some that another has, which sharded gradients cannot tell: use "
+            "DDPStrategy(find_unused_parameters=True), or train one profile alone"
+        )
     if mesh["tensor_parallel"].size() > 1:
         raise ValueError(
             f"the strategy asks for tensor parallelism over {mesh['tensor_parallel'].size()} "

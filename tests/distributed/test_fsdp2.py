@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from twenty_steps import assert_same, fit, half, last
 from zoo import build
 
-from lightning_pelt import PELTCallback, UniPELT, attach
+from lightning_pelt import XPEFT, Group, PELTCallback, Plan, RandomBank, UniPELT, attach
 from lightning_pelt.sharding import shard
 
 
@@ -113,6 +113,13 @@ def test_tensor_parallelism_is_refused():
     mesh: Any = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
     with pytest.raises(ValueError, match=r"tensor parallelism over 2 .*tensor_parallel_size=1"):
         shard(attach(build("bert"), UniPELT()), mesh)
+
+
+def test_several_profiles_are_refused(mesh):
+    bank = RandomBank(size=4)
+    shard(attach(build("bert"), Plan([Group([XPEFT(bank, k=2)])])), mesh)  # one is no problem
+    with pytest.raises(ValueError, match=r"XPEFT has 3 profiles.*DDPStrategy"):
+        shard(attach(build("bert"), Plan([Group([XPEFT(bank, profiles=3, k=2)])])), mesh)
 
 
 class ShardsItself(Tiny):
