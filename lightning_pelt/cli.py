@@ -63,6 +63,14 @@ def script() -> None:
         from lightning_pelt import profiles_cli
 
         profiles_cli.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["plan"]:
+        from lightning_pelt import plan_cli
+
+        plan_cli.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["search"]:
+        from lightning_pelt.search import command
+
+        command.main(sys.argv[2:])
     else:
         main()
 
@@ -80,7 +88,9 @@ def main(args: ArgsType = None, kind: type[PELTCLI] = PELTCLI, run: bool = True)
         "prog": kind.prog,
         "version": lightning_pelt.__version__,
         "description": "Gated parameter-efficient tuning of Hugging Face transformers. "
-        "`lightning-pelt profiles --help`: many users on one model.",
+        "`lightning-pelt profiles --help`: many users on one model. "
+        "`lightning-pelt plan --help`: what a recipe's plan comes to, before any training. "
+        "`lightning-pelt search --help`: find a plan.",
         **(usage if kind is not PELTCLI else {}),
         **(dict.fromkeys(kind.subcommands(), usage) if run else {}),
     }

@@ -1,6 +1,7 @@
 """Design spaces: which methods in which group of blocks, under one budget of parameters."""
 
-from lightning_pelt.design_space.budget import Allotment, Cost, Sizing, Solution
+from lightning_pelt.design_space.budget import Allotment, Sizing, Solution
+from lightning_pelt.design_space.costs import Cost
 from lightning_pelt.design_space.patterns import (
     PATTERNS,
     Block,

@@ -6,15 +6,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.design_space.budget import (
-    STRATEGIES,
-    Allocation,
-    Over,
-    Sizing,
-    Solution,
-    template,
-    weights,
-)
+from lightning_pelt.design_space.budget import Allocation, Over, Sizing, Solution, weights
+from lightning_pelt.design_space.costs import STRATEGIES, template
 from lightning_pelt.design_space.patterns import Pattern, Stacks, layout
 from lightning_pelt.errors import unknown
 from lightning_pelt.gate import Gate
@@ -71,16 +64,15 @@ class Design(Plan):
         letters = [[template(letter, gate=gate) for letter in group] for group in self.strategies]
         super().__init__([Group(methods) for methods in letters], norms=False)
 
-    def solution(self, anatomy: Anatomy) -> Solution:
-        """What every block gets on a model.
+    def sizing(self, anatomy: Anatomy) -> Sizing:
+        """The question of sizes that this design is on a model.
 
         Raises:
-            ValueError: the model has too few blocks or cannot take one of the methods, or no sizes
-                come within 5% of the budget.
+            ValueError: the model has too few blocks, or cannot take a prefix.
         """
         self._refuse_prefix(anatomy)
         depths = {stack.name: len(stack.blocks) for stack in anatomy.stacks}
-        sizing = Sizing(
+        return Sizing(
             anatomy,
             layout(self.pattern, depths, len(self.strategies), self.stacks),
             self.strategies,
@@ -88,7 +80,22 @@ class Design(Plan):
             over=self.over,
             stacks=self.stacks,
         )
-        return sizing.solve_within(self._target(anatomy))
+
+    def nearest(self, anatomy: Anatomy) -> Solution:
+        """What every block gets on a model, be the total within 5% of the budget or not.
+
+        Raises:
+            ValueError: the model has too few blocks or cannot take one of the methods.
+        """
+        return self.sizing(anatomy).solve(self.target(anatomy))
+
+    def solution(self, anatomy: Anatomy) -> Solution:
+        """What every block gets on a model.
+
+        Raises:
+            ValueError: as :meth:`nearest`, or no sizes come within 5% of the budget.
+        """
+        return self.sizing(anatomy).solve_within(self.target(anatomy))
 
     def resolved(self, anatomy: Anatomy) -> Plan:
         """The plan of concrete methods in concrete blocks that this one is on a model.
@@ -109,7 +116,12 @@ class Design(Plan):
         arguments = self.init_args() | {"gate": self.gate}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
-    def _target(self, anatomy: Anatomy) -> int:
+    def target(self, anatomy: Anatomy) -> int:
+        """The budget as a number of parameters of a model.
+
+        Raises:
+            ValueError: it is a share, and the size of the backbone is not known.
+        """
         if self.budget >= 1:
             return int(self.budget)
         parameters: int = anatomy.parameters
