@@ -24,6 +24,18 @@ ARGUMENT = re.compile(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accept
 CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 COMMAND = re.compile(r"invalid choice: '(\w+)' \(choose from (.*)\)")
 
+# How jsonargparse refuses a name at the top of a recipe, and one of a class that a callable makes.
+UNACCEPTED = (
+    (
+        re.compile(r"^Option '([\w.]+)' is not"),
+        r"the recipe does not accept option '\1': it is not",
+    ),
+    (
+        re.compile(r"Option '([\w.]+)' is not accepted.(.*Namespace\(class_path='([\w.]+)')"),
+        r"class_path '\3': Option '\1' is not accepted.\2",
+    ),
+)
+
 
 class SuggestingParser(LightningArgumentParser):
     """Adds ``did you mean`` to what is wrong with a command line or a recipe."""
@@ -34,6 +46,15 @@ class SuggestingParser(LightningArgumentParser):
         meant = dict.fromkeys(_meant(message, options))
         if meant and self.exit_on_error:  # not inside of another parser's message
             message += f"\ndid you mean {' or '.join(map(repr, meant))}?"
+        super().error(message, ex)
+
+
+class RecipeParser(SuggestingParser):
+    """Says what is not accepted in the words to which names are suggested."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        for pattern, words in UNACCEPTED if self.exit_on_error else ():  # not of a part of one
+            message = pattern.sub(words, message)
         super().error(message, ex)
 
 

@@ -91,9 +91,9 @@ LAYERS = [
     ("module",),
     ("callbacks",),
     ("serving", "benchmark", "parser"),
-    ("search",),
     ("cli",),
     ("profiles_cli", "plan_cli"),
+    ("search",),
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

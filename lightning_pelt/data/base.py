@@ -26,6 +26,7 @@ STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
+HOLDOUT = 1  # seed of the choice of the rows that are held out
 
 
 class TextDataModule(LightningDataModule, ABC):
@@ -46,6 +47,13 @@ class TextDataModule(LightningDataModule, ABC):
         seed: of the order of the training batches.
         limit_train: train on a random choice of this many rows.
         limit_eval: use a random choice of this many rows of each other split.
+        holdout: hold this share of the training rows out and use it in the place of the dev split,
+            of which no row is trained on or evaluated then. Which rows is always the same random
+            choice; the test split stays as it is.
+
+    Raises:
+        ValueError: ``holdout`` is no share between 0 and 1. That it leaves nothing to train on, or
+            takes nothing, is found when the rows are read.
     """
 
     def __init__(
@@ -61,8 +69,14 @@ class TextDataModule(LightningDataModule, ABC):
         seed: int = 42,
         limit_train: int | None = None,
         limit_eval: int | None = None,
+        holdout: float | None = None,
     ) -> None:
         super().__init__()
+        if holdout is not None and not 0 < holdout < 1:
+            raise ValueError(
+                f"holdout is {holdout}, expected a share of the training rows between 0 and 1, "
+                "such as 0.1"
+            )
         self.save_hyperparameters(logger=False)  # several names are the model's hyperparameters too
         for name, value in self.hparams.items():
             if isinstance(value, PathLike):  # checkpoints hold plain data only
@@ -77,6 +91,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.limit_train = limit_train
         self.limit_eval = limit_eval
+        self.holdout = holdout
         self._encoded: dict[str, Dataset] = {}
 
     @abstractmethod
@@ -110,11 +125,20 @@ class TextDataModule(LightningDataModule, ABC):
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
-        """The raw rows of each split, ``limit_train`` and ``limit_eval`` applied."""
-        limits = {"train": self.limit_train}
+        """The raw rows of each split, ``limit_train``, ``holdout`` and ``limit_eval`` applied.
+
+        Raises:
+            ValueError: ``holdout`` leaves nothing to train on, takes nothing, or has no train split
+                to take from.
+        """
+        splits = self.read()
+        if "train" in splits:
+            splits["train"] = _choose(splits["train"], self.limit_train)
+        if self.holdout is not None:
+            splits["train"], splits["dev"] = _hold_out(splits.get("train"), self.holdout)
         return {
-            name: _choose(rows, limits.get(name, self.limit_eval))
-            for name, rows in self.read().items()
+            name: rows if name == "train" else _choose(rows, self.limit_eval)
+            for name, rows in splits.items()
         }
 
     def rows(self, split: str) -> Dataset:
@@ -249,6 +273,7 @@ UNRELATED = {
     "seed",
     "limit_train",
     "limit_eval",
+    "holdout",
 }
 
 
@@ -257,3 +282,17 @@ def _choose(rows: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= len(rows):
         return rows
     return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:limit]))
+
+
+def _hold_out(rows: Dataset | None, share: float) -> tuple[Dataset, Dataset]:
+    """The rows without ``share`` of them, and that share: the same ones each time."""
+    if rows is None:
+        raise ValueError(f"holdout is {share} of the training rows, but there is no train split")
+    count = round(share * len(rows))
+    if not 0 < count < len(rows):
+        raise ValueError(
+            f"holdout={share} holds {count} of {len(rows)} training rows out: it must take at "
+            "least one and leave one; change it, or take more rows"
+        )
+    order = np.random.default_rng(HOLDOUT).permutation(len(rows))
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))

@@ -1,0 +1,32 @@
+"""What differs between two configurations, name by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """What differs between two plain nested values, e.g. ``"tasks.0.rows: 100 -> 200"``."""
+    for kind in (dict, list):
+        if isinstance(old, kind) and isinstance(new, kind):
+            before, after = _named(old), _named(new)
+            for name in before | after:
+                there = f"{path}.{name}" if path else str(name)
+                pair = before.get(name, _ABSENT), after.get(name, _ABSENT)
+                yield from differences(*pair, there)
+            return
+    if old != new:
+        yield f"{path}: {old!r} -> {new!r}"
+
+
+def _named(value: dict[Any, Any] | list[Any]) -> dict[Any, Any]:
+    return dict(enumerate(value)) if isinstance(value, list) else value
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+_ABSENT = _Absent()
