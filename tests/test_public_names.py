@@ -90,10 +90,11 @@ LAYERS = [
     ("tasks", "data"),
     ("module",),
     ("callbacks",),
-    ("serving", "benchmark", "parser"),
+    ("serving", "parser"),
     ("cli",),
     ("profiles_cli", "plan_cli"),
     ("search",),
+    ("benchmark",),
     ("__main__",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
