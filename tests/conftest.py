@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
+from postgres import find_binaries, server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,3 +44,24 @@ def shared_data(repository: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("the real task data is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Gives the URL of an empty schema of a real PostgreSQL, a new one each time."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
+    import psycopg
+
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no /usr/lib/postgresql/*/bin/initdb: apt-get install postgresql")
+    schemas = count()
+    with server(binaries) as url:
+
+        def empty() -> str:
+            schema = f"test{next(schemas)}"
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f"CREATE SCHEMA {schema}")
+            return f"{url}&options={quote(f'-csearch_path={schema}')}"
+
+        yield empty

@@ -9,17 +9,14 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
-from urllib.parse import quote
 
 import pytest
-from profiles.postgres import find_binaries, server
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: extra `search`")
 
@@ -33,18 +30,6 @@ from lightning_pelt.search.worker import work, work_one  # noqa: E402
 
 DEADLINE = 120.0
 CELLS = child.cells(4)
-_schemas = count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a real server."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'psycopg[binary]'")
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no /usr/lib/postgresql/*/bin/initdb: apt-get install postgresql")
-    with server(binaries) as url:
-        yield url
 
 
 @pytest.fixture(params=["journal", "sqlite", "postgresql"])
@@ -54,13 +39,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "new folder" / "search.journal")
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/new folder/search.db"
-    import psycopg
-
-    place = request.getfixturevalue("postgres")
-    schema = f"search{next(_schemas)}"
-    with psycopg.connect(place, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-    return f"{place}&options={quote(f'-csearch_path={schema}')}"
+    return request.getfixturevalue("postgres")()
 
 
 @pytest.fixture

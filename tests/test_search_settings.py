@@ -67,7 +67,9 @@ def test_a_worker_is_asked_for_by_a_switch(tmp_path):
 
 
 def test_reports_go_beside_the_journal_unless_a_folder_is_given(tmp_path):
-    assert read(tmp_path, storage="somewhere/else/l.journal").folder == Path("somewhere/else/search")
+    assert read(tmp_path, storage="somewhere/else/l.journal").folder == Path(
+        "somewhere/else/search"
+    )
     assert read(tmp_path, storage="postgresql://host/db").folder == Path("runs/search/search")
     assert read(tmp_path, output="there").folder == Path("there")
 
