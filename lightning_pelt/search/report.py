@@ -223,10 +223,10 @@ def _stage(record: Record, draw: Draw) -> Iterator[str]:
 
 def _cost(walk: Walk, outcomes: Outcomes, tasks: int, draw: Draw) -> list[str]:
     stages = spent(walk, outcomes, tasks)
-    took = sum(outcome.seconds for outcome in outcomes.values())
-    diverged = sum(outcome.diverged for outcome in outcomes.values())
-    lines = ["## Cost", "", f"{len(outcomes):,} fits in {pictures.minutes(took)} of work, all "
-             f"workers together; {diverged:,} of them diverged.", ""]  # fmt: skip
+    fits, diverged = sum(s.cells for s in stages), sum(s.diverged for s in stages)
+    took = pictures.minutes(sum(s.seconds for s in stages))
+    lines = ["## Cost", "", f"{fits:,} fits in {took} of work, all workers together; "
+             f"{diverged:,} of them diverged.", ""]  # fmt: skip
     if not stages:
         return lines
     rows = [
