@@ -161,8 +161,9 @@ class Course:
                 else:
                     contest.tell(arm, block, _mean([outcomes[c.key].score for c in cells]))
             if walk.wanted:
-                # Two options can come to one plan, which then is one cell.
-                walk.wanted = [*{cell.key: cell for cell in walk.wanted}.values()]
+                # Two options can come to one plan, which then is one cell, named after the first.
+                cells_of = walk.records[-1].cells
+                walk.wanted = [cells_of[key] for key in dict.fromkeys(c.key for c in walk.wanted)]
                 return False
         return True
 

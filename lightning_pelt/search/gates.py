@@ -130,6 +130,6 @@ class GatesCourse:
             if not closed:
                 raise ValueError(f"the methods whose gates stay open cannot be afforded: {reason}")
             _, name, letter = max(closed)
-            walk.settled[name] += letter
+            walk.settled[name] = "".join(k for k in walk.readings[name] if k in ("B", letter))
             design = self.space.made(walk.settled)
         return design

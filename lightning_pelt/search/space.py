@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from typing import Any, get_args
 
 import numpy as np
@@ -18,7 +18,9 @@ from lightning_pelt.errors import unknown
 
 # Of choices that come out alike the simpler one is taken: the one further to the left.
 SIMPLEST = ("uniform", "spindle", "bottleneck", "increasing", "decreasing")
-ATTEMPTS = 200  # draws of one block, in search of one whose designs can all meet the budget
+ATTEMPTS = 2000  # draws of one block, in search of one whose designs can all meet the budget
+TRIALS = 100  # draws that show which options of a stage can meet it
+ENOUGH = 3  # of them must let all options of a stage meet it, or blocks would find no design
 START = "start"
 
 
@@ -29,7 +31,8 @@ class Stage:
     Attributes:
         name: ``start``, ``grouping``, ``allocation``, ``groups``, ``group 1``, ...
         options: simplest first. Of ``start`` there is one, which is no choice at all.
-        left_out: options that no design of this stage can have, with the reason.
+        left_out: options that no or hardly any random design of this stage can have, with the
+            reason.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Space:
     def __post_init__(self) -> None:
         if len(self.sets) < 2:
             raise ValueError(f"subsets={list(self.sets)}: a search needs two or more")
-        assert self.groupings  # refuses, before anything is trained, what cannot be told apart
+        _ = self.groupings  # refuses, before anything is trained, what cannot be told apart
 
     @cached_property
     def groupings(self) -> dict[str, Choice]:
@@ -82,7 +85,7 @@ class Space:
         depth = depths if self.stacks == "per_stack" else sum(depths)
         order = sorted(self.patterns, key=lambda p: SIMPLEST.index(p) if p in SIMPLEST else -1)
         found = choices(depth, self.groups, order)
-        if len(self.patterns) > 1:
+        if len(self.patterns) != 1:
             found = rivals(order, depth, self.groups)
         return {choice.names[0]: choice for choice in found}
 
@@ -101,16 +104,22 @@ class Space:
             return Stage(name, ("anything",))
         if name in self._groups and name not in self.needed(settled):
             return None
-        options, left_out = [], {}
-        for option in self._options(name):
-            reason = self._impossible(name, option, settled)
-            if reason is None:
-                options.append(option)
-            else:
-                left_out[option] = reason
-        if not options:
+        draws = [*islice(self._draws(0), TRIALS)]
+        reasons = {
+            option: [self.reason(self.made({**draw, **settled, name: option})) for draw in draws]
+            for option in self._options(name)
+        }
+        left_out: dict[str, str] = {}
+        # Options share their draws: the one that fits least goes, until enough draws fit the rest.
+        while len(reasons) > 1 and _fitting(reasons) < ENOUGH:
+            worst = max(reversed(reasons), key=lambda option: sum(map(bool, reasons[option])))
+            missed = [*filter(None, reasons.pop(worst))]
+            rare = f" (in {len(missed)} of {TRIALS} random designs)" if len(missed) < TRIALS else ""
+            left_out[worst] = missed[-1] + rare
+        if not _fitting(reasons):
+            reason = reasons.popitem()[1][-1]
             raise ValueError(f"no {name} can meet budget={self.budget}: {reason}")
-        return Stage(name, tuple(options), left_out)
+        return Stage(name, tuple(reasons), left_out)
 
     def designs(self, stage: Stage, settled: Mapping[str, str], block: int) -> dict[str, Design]:
         """The design that stands for each option in a block: the rest is settled, or random.
@@ -197,15 +206,6 @@ class Space:
                 if name != START
             }
 
-    def _impossible(self, stage: str, option: str, settled: Mapping[str, str]) -> str | None:
-        """Why no random design with this option meets the budget; None if one does."""
-        reason: str | None = None
-        for draw in self._draws(0):
-            reason = self.reason(self.made({**draw, **settled, stage: option}))
-            if reason is None:
-                return None
-        return reason
-
     def _anything(self, block: int) -> Design:
         """A design of S0: every block on its own, tuned with probability one half.
 
@@ -228,6 +228,11 @@ class Space:
                 if self.reason(design) is None:
                     return design
         raise ValueError(f"no random design without groups can meet budget={self.budget}")
+
+
+def _fitting(reasons: Mapping[str, Sequence[str | None]]) -> int:
+    """How many draws let all options meet the budget, from the reasons why they cannot."""
+    return sum(not any(draw) for draw in zip(*reasons.values(), strict=True))
 
 
 def _selections(groups: int) -> list[str]:
