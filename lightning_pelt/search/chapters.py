@@ -156,7 +156,7 @@ def finals(plans: Sequence[Scored]) -> list[str]:
             for task in tasks
         ]
         share = f"{plan.parameters / plan.target:.0%}"
-        mark = ", **under budget**" if plan.under_budget else ""
+        mark = f", **{plan.mark}**" if plan.mark else ""
         mean, rank = spread(estimate(plan.overall)), f"{ranks[''][plan.name]:.2f}"
         rows.append([plan.title, f"{plan.parameters:,} ({share}{mark})", *cells, mean, rank])
     header = ["plan", "parameters (of the budget)", *tasks, "mean over tasks", "mean rank"]

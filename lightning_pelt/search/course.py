@@ -103,6 +103,7 @@ class Course:
     _designs: dict[tuple[str, tuple[str, ...], int], dict[str, Design]] = field(
         default_factory=dict
     )
+    _made: dict[tuple[str, tuple[str, ...], int, str], list[Cell]] = field(default_factory=dict)
     _plans: dict[str, tuple[Mapping[str, object], int]] = field(default_factory=dict)
     _stages: dict[tuple[str, ...], Stage | None] = field(default_factory=dict)
 
@@ -177,10 +178,13 @@ class Course:
                 self._designs[key] = made
             else:
                 self._designs[key] = self.space.designs(stage, walk.settled, block)
-        plan, parameters = self._plan(self._designs[key][arm])
-        seed = self.space.block_seed(block)
-        label = f"{stage.name}: {arm}, block {block}"
-        cells = [Cell(plan, task, seed, "holdout", parameters, label) for task in self.tasks]
+        if (mine := (*key, arm)) not in self._made:
+            plan, parameters = self._plan(self._designs[key][arm])
+            seed, label = self.space.block_seed(block), f"{stage.name}: {arm}, block {block}"
+            self._made[mine] = [
+                Cell(plan, task, seed, "holdout", parameters, label) for task in self.tasks
+            ]
+        cells = self._made[mine]
         for cell in cells:
             if cell.key not in record.cells:
                 record.cells[cell.key] = cell

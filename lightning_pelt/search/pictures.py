@@ -115,7 +115,7 @@ def comparison(
         panel.xaxis.set_major_locator(MaxNLocator(4))
     for panel in every[len(panels) :]:
         panel.set_axis_off()
-    labels = [p.title + ("\n(under budget)" if p.under_budget else "") for p in plans]
+    labels = [p.title + (f"\n({p.mark})" if p.mark else "") for p in plans]
     every[0].set_yticks(range(len(plans)), labels, fontsize=9)
     every[0].set_ylim(len(plans) - 0.4, -0.6)
     for panel in every:

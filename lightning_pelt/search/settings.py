@@ -30,7 +30,6 @@ DECISIVE = (
     "backbone",
     "fit",
     "search_budget",
-    "last_budget",
     "groups",
     "stacks",
     "over",

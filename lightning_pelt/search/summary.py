@@ -18,7 +18,7 @@ from lightning_pelt.search.finals import FOUND, Finals
 Outcomes = Mapping[str, Outcome]
 PAPER = 100  # designs for each option in the paper's protocol
 FINAL, GATED = "final comparison", "gated run"
-SHORT = 0.95  # of the budget; a plan below does not fill it
+MISS = 0.05  # of the budget; a plan that is further off is marked
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,10 @@ class Scored:
     scores: Mapping[str, Sequence[float | None]]
 
     @property
-    def under_budget(self) -> bool:
-        """Whether it cannot fill the budget."""
-        return self.parameters < SHORT * self.target
+    def mark(self) -> str:
+        """``under budget`` or ``over budget`` where it misses the budget by more than 5%."""
+        share = self.parameters / self.target
+        return "" if abs(share - 1) <= MISS else f"{'under' if share < 1 else 'over'} budget"
 
     @property
     def overall(self) -> list[float | None]:
