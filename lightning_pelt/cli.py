@@ -68,8 +68,11 @@ def script() -> None:
 
         plan_cli.main(sys.argv[2:])
     elif sys.argv[1:2] == ["search"]:
-        from lightning_pelt.search import command
-
+        try:
+            from lightning_pelt.search import command
+        except ModuleNotFoundError as error:
+            print(f"lightning-pelt search: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
         command.main(sys.argv[2:])
     else:
         main()

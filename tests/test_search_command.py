@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import simulated
 import yaml
 
+from lightning_pelt.cli import script
 from lightning_pelt.search import command
 from lightning_pelt.search.cell import Outcome
 from lightning_pelt.search.ledger import Ledger
@@ -117,6 +119,17 @@ def test_a_budget_that_no_design_meets_is_refused_before_anything_is_trained(rec
         run(recipe, "--search_budget=10", "--name=poor", "--workers=0")
     assert stop.value.code == 2
     assert "budget=10" in capsys.readouterr().err
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("lightning_pelt.search")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["lightning-pelt", "search", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        script()
+    assert stop.value.code == 2
+    assert "pip install 'lightning-pelt[search]'" in capsys.readouterr().err
 
 
 def test_workers_that_die_at_once_end_the_search(recipe, monkeypatch):

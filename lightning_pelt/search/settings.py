@@ -21,6 +21,7 @@ from lightning_pelt.search.finals import rival
 from lightning_pelt.search.parts import FitSettings, TaskSettings, Wandb, place
 from lightning_pelt.search.racing import Racing
 
+SUMMARY = "Find a plan: which methods, in which blocks, for a given number of parameters."
 Kind = Literal["racing", "brute_force", "gates"]
 # Arguments of the data that change no score, or that the settings give it.
 NO_MATTER = frozenset({"backbone", "seed", "num_workers", "holdout"})
@@ -208,7 +209,7 @@ def parse(args: Sequence[str]) -> Asked:
             ``--help``.
     """
     usage = "%(prog)s --config RECIPE [--worker] [--OPTION VALUE ...]"
-    parser = RecipeParser(prog="lightning-pelt search", usage=usage)
+    parser = RecipeParser(prog="lightning-pelt search", usage=usage, description=SUMMARY)
     parser.add_argument("--config", action="config", help="a recipe, recipes/search_*.yaml")
     parser.add_argument("--worker", action="store_true", help="fit what others ask for")
     parser.add_class_arguments(Settings)
