@@ -139,7 +139,7 @@ PROFILES = Plan.uniform(
     ("model", "plan"),
     # T5 has no head that profiles could have one of their own of.
     [*product([small_bert, small_t5], PLANS), (small_bert, PROFILES)],
-    ids=str,
+    ids=lambda value: str(getattr(value, "__name__", value)),
 )
 def test_nothing_is_counted_twice_or_left_out(model: Any, plan: Plan) -> None:
     attachment = attach(model(), plan)
