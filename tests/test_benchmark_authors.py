@@ -11,7 +11,8 @@ import small
 import torch
 
 from lightning_pelt.benchmark import authors
-from lightning_pelt.benchmark.authors import CONTESTANTS, AdapterEach, Common, OwnAdapters
+from lightning_pelt.benchmark.adapter_each import AdapterEach, OwnAdapters
+from lightning_pelt.benchmark.authors import CONTESTANTS, Common
 from lightning_pelt.profiles.masks import masks_of
 
 AUTHORS = ("Ann", "Bob", "Cem")
