@@ -68,6 +68,8 @@ def run_leader(storage: str, log: str, enough: str) -> None:
 
 def run_until_told(storage: str, log: str, hang: bool = True) -> None:
     """A worker whose fits never end, or one that raises."""
+    # A shell that starts the tests in the background lets all of its children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker.work(_open(storage), partial(_never, log) if hang else _bug, older_than=STALE)
 
 

@@ -498,7 +498,7 @@ def test_killed_processes_neither_lose_nor_repeat_a_finished_cell(
         for process in running:
             process.kill()
     cells = child.cells(len(set(lines(log))))
-    assert len(cells) >= count and len(cells) % child.STEP == 0
+    assert len(cells) >= count  # of the last step perhaps a part: its leader was killed asking
     assert completed(storage) == {cell.key: 1 for cell in cells}
     found = opened(storage)
     scores = {key: outcome.score for key, outcome in found.outcomes().items()}
