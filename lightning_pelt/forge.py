@@ -79,7 +79,7 @@ class Forge(Submodule):
         self.made: list[Dense | Thin] | None = None
         self.kept: list[tuple[int, int]] | None = None
         for shape in dict.fromkeys(shapes):
-            count, key = shapes.count(shape), _key(shape)
+            count, key = shapes.count(shape), shape_key(shape)
             self.add_module(f"down_{key}", Factors(count, shape.d_in, shape.width, **kind))
             self.add_module(f"up_{key}", Factors(count, shape.width, shape.d_out, **kind))
             self.register_parameter(f"bias_{key}", nn.Parameter(torch.zeros(count, shape.width)))
@@ -119,7 +119,7 @@ class Forge(Submodule):
         """The bottlenecks in the order of ``sites``."""
         made: dict[Shape, Iterator[Dense | Thin]] = {}
         for shape in dict.fromkeys(self.shapes):
-            made[shape] = self._make(*(getattr(self, f"{k}_{_key(shape)}") for k in PARTS))
+            made[shape] = self._make(*(getattr(self, f"{k}_{shape_key(shape)}") for k in PARTS))
         return [next(made[shape]) for shape in self.shapes]
 
     def _make(
@@ -149,7 +149,8 @@ class Forge(Submodule):
         return self.made[index]
 
 
-def _key(shape: Shape) -> str:
+def shape_key(shape: Shape) -> str:
+    """What the tensors of a shape are called after: ``"768x48"``."""
     return "x".join(map(str, shape))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,7 @@ class Removable(Protocol):
     def remove(self) -> None: ...
 
 
-class Submodule(nn.Module):
+class Submodule(nn.Module, ABC):
     """A small module that lives as a child of the module it extends and acts through hooks.
 
     The hooks are bound methods of the submodule itself, never closures, so that a model with
@@ -27,9 +28,9 @@ class Submodule(nn.Module):
 
     transient: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def install(self, model: nn.Module) -> list[Removable]:
         """Register this submodule's hooks on the modules of ``model`` that it extends."""
-        raise NotImplementedError
 
     def folded_state(self) -> dict[str, Tensor] | None:
         """Its tensors once training is over, where they are others; {} if it vanishes."""

@@ -12,7 +12,7 @@ import torch
 
 from lightning_pelt.benchmark import authors
 from lightning_pelt.benchmark.adapter_each import AdapterEach, OwnAdapters
-from lightning_pelt.benchmark.authors import CONTESTANTS, Common
+from lightning_pelt.benchmark.author_fits import CONTESTANTS, Common, Model, bank_of, fit
 from lightning_pelt.profiles.masks import masks_of
 
 AUTHORS = ("Ann", "Bob", "Cem")
@@ -35,10 +35,10 @@ def common(tmp_path: Path) -> Common:
     return Common(tmp_path, tmp_path / "out", backbone=backbone, epochs=1, precision="32-true")
 
 
-def _before_and_after(name: str, common: Common) -> tuple[authors.Model, authors.Model]:
+def _before_and_after(name: str, common: Common) -> tuple[Model, Model]:
     entry = replace(CONTESTANTS[name], method=replace(CONTESTANTS[name].method, bottleneck=4))
     still = replace(entry, lr=0.0, method_lr=0.0)
-    return authors.fit(still, common, seed=1), authors.fit(entry, common, seed=1)
+    return fit(still, common, seed=1), fit(entry, common, seed=1)
 
 
 def test_the_control_trains_all_but_the_masks(common: Common) -> None:
@@ -59,7 +59,7 @@ def test_masks_move_where_they_are_no_control(common: Common) -> None:
 def test_each_row_passes_its_author_s_adapter_and_moves_no_other(common: Common) -> None:
     data = common.data()
     entry = replace(CONTESTANTS["adapter-each"], method=AdapterEach(bottleneck=2))
-    model = authors.fit(entry, common, seed=0).eval()
+    model = fit(entry, common, seed=0).eval()
     site = next(module for module in model.modules() if isinstance(module, OwnAdapters))
     inputs = {"input_ids": torch.tensor([[3, 4, 1]]), "attention_mask": torch.ones(1, 3).long()}
     rows = {name: value.repeat(2, 1) for name, value in inputs.items()}
@@ -72,14 +72,14 @@ def test_each_row_passes_its_author_s_adapter_and_moves_no_other(common: Common)
 
 
 def test_an_author_s_adapter_is_an_ordinary_one(common: Common) -> None:
-    model = authors.fit(CONTESTANTS["adapter-each"], common, seed=0)
+    model = fit(CONTESTANTS["adapter-each"], common, seed=0)
     site = next(module for module in model.modules() if isinstance(module, OwnAdapters))
     f, h = torch.randn(2, 1, 4, 16)
     masks_of(model).choice = masks_of(model).chosen(torch.tensor([1]))
     up, bias = site.B[1][:-1], site.B[1][-1]
     expected = f + torch.relu(h @ site.A[1] + site.c[1]) @ up + bias
     torch.testing.assert_close(site(f, h), expected)
-    bank = authors.bank_of(model)
+    bank = bank_of(model)
     torch.testing.assert_close(bank.A[0, 1].view(16, -1), site.A[1].detach())
     torch.testing.assert_close(bank.B[0, 1].view(-1, 16), up.detach())
 

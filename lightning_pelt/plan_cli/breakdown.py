@@ -13,7 +13,7 @@ from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.attach import Attachment
 from lightning_pelt.attachment import NORM
 from lightning_pelt.design_space import Allotment, Block, Design, Solution
-from lightning_pelt.forge import Forge, _key
+from lightning_pelt.forge import Forge, shape_key
 from lightning_pelt.method import Method
 from lightning_pelt.methods import LoRA, Prefix, Prompt
 from lightning_pelt.profiles.masks import Masks
@@ -201,6 +201,6 @@ def _by_site(module: nn.Module) -> Iterator[tuple[Site, int]]:
         elif isinstance(module, Forge):
             key = name.partition(".")[0].rpartition("_")[2]
             shaped = zip(module.sites, module.shapes, strict=True)
-            sites = [site for site, shape in shaped if _key(shape) == key]
+            sites = [site for site, shape in shaped if shape_key(shape) == key]
         for site in sites:
             yield site, parameter.numel() // len(sites)

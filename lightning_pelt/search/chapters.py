@@ -63,7 +63,7 @@ def stage(record: Record) -> list[str]:
     if record.fresh is not None:
         lines += [again(record), ""]
     if record.stage.left_out:
-        lines += ["Left out, since no design of this stage can have them:", ""]
+        lines += ["Left out, since no design of this stage, or hardly any, can have them:", ""]
         lines += [f"- {option}: {why}" for option, why in record.stage.left_out.items()] + [""]
     return lines
 

@@ -47,6 +47,9 @@ def main(args: Sequence[str]) -> None:
             work(ledger_of(settings), Fitter(settings))
         else:
             lead(settings, [sys.executable, "-m", "lightning_pelt", "search", *args])
+    except KeyboardInterrupt:
+        print(f"{PROG}: stopped; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(130) from None
     except MISTAKES as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
@@ -114,17 +117,16 @@ def lead(settings: Settings, command: Sequence[str]) -> Walk:
     return walk
 
 
-def course_of(settings: Settings, anatomy: Anatomy | None = None) -> Course | GatesCourse:
+def course_of(settings: Settings) -> Course | GatesCourse:
     """How a search goes, by its settings.
 
     Args:
-        settings: of the search.
-        anatomy: of the backbone, which is loaded for it if it is not given.
+        settings: of the search; its backbone is loaded to see where its sites are.
 
     Raises:
         ValueError: the space makes no sense on this backbone.
     """
-    anatomy = anatomy or _anatomy(settings)
+    anatomy = _anatomy(settings)
     space = Space(
         anatomy,
         budget=settings.search_budget,

@@ -38,14 +38,6 @@ class Record:
     cells: dict[str, Cell] = field(default_factory=dict)
     reused: int = 0
 
-    def seconds(self, outcomes: Outcomes) -> float:
-        """What the stage's cells took, those of earlier stages included."""
-        return sum(outcomes[key].seconds for key in self.cells if key in outcomes)
-
-    def diverged(self, outcomes: Outcomes) -> int:
-        """How many of its fits came to no number."""
-        return sum(outcomes[key].diverged for key in self.cells if key in outcomes)
-
 
 @dataclass
 class Walk:
@@ -101,11 +93,17 @@ class Course:
     fresh: int = 8
     alpha: float = 0.05
     _designs: dict[tuple[str, tuple[str, ...], int], dict[str, Design]] = field(
-        default_factory=dict
+        default_factory=dict, init=False, repr=False
     )
-    _made: dict[tuple[str, tuple[str, ...], int, str], list[Cell]] = field(default_factory=dict)
-    _plans: dict[str, tuple[Mapping[str, object], int]] = field(default_factory=dict)
-    _stages: dict[tuple[str, ...], Stage | None] = field(default_factory=dict)
+    _made: dict[tuple[str, tuple[str, ...], int, str], list[Cell]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _plans: dict[str, tuple[Mapping[str, object], int]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _stages: dict[tuple[str, ...], Stage | None] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def walk(self, outcomes: Outcomes) -> Walk:
         """As far as ``outcomes`` carry it.

@@ -52,7 +52,8 @@ class Finals:
         compare: letters of the methods that are laid into every block alike, and ``S4``.
 
     Raises:
-        ValueError: an unknown name in ``compare``, or a contestant that the model cannot take.
+        ValueError: an unknown name in ``compare``, a contestant that the model cannot take, or a
+            found design that comes to no sizes within 5% of the budget.
     """
 
     found: Design
@@ -79,8 +80,9 @@ class Finals:
         return [*{cell.key: cell for cell in every}.values()]
 
     def _contestant(self, name: str, design: Design) -> Contestant:
-        # BitFit alone cannot fill most budgets; it takes part with what it has.
-        solution = design.nearest(self.anatomy)
+        # BitFit alone cannot fill most budgets; a rival takes part with what it has.
+        own = name == FOUND
+        solution = design.solution(self.anatomy) if own else design.nearest(self.anatomy)
         plan = solution.plan(design.gate).to_config()
         cells = {
             task: tuple(

@@ -128,7 +128,10 @@ class GatesCourse:
                 if letter not in walk.settled[name] and walk.settled[name] == "B"
             }
             if not closed:
-                raise ValueError(f"the methods whose gates stay open cannot be afforded: {reason}")
+                raise ValueError(
+                    f"the methods whose gates stay open come to no design: it {reason}; take "
+                    "another search_budget"
+                )
             _, name, letter = max(closed)
             walk.settled[name] = "".join(k for k in walk.readings[name] if k in ("B", letter))
             design = self.space.made(walk.settled)

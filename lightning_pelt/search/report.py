@@ -117,14 +117,17 @@ def _searched(settings: Settings, space: Space) -> list[str]:
         "gates": "gates: one run with every method in every group",
     }
     fit = settings.fit
-    length = f"{fit.max_epochs} epochs" if fit.max_epochs else f"{fit.max_steps} steps"
+    length, unit = (fit.max_epochs, "epoch") if fit.max_epochs else (fit.max_steps, "step")
     rates = "".join(f", {group} {rate:g}" for group, rate in fit.lrs.items())
     rows: list[list[object]] = [
         ["backbone", f"{settings.backbone}, {space.anatomy.parameters:,} parameters"],
         ["budget of the search", f"{target:,} parameters{_share(settings.search_budget)}"],
         ["budget of the final comparison", f"{last:,} parameters{_share(settings.last_budget)}"],
         ["tasks", listed(list(settings.tasks))],
-        ["each fit", f"{length}; learning rate {fit.lr:g}{rates}"],
+        [
+            "each fit",
+            f"{length} {unit}{'s' if length != 1 else ''}; learning rate {fit.lr:g}{rates}",
+        ],
         ["scored on", f"{settings.holdout:.0%} of the training rows, held out"],
         ["method", method[settings.method]],
         ["letters", ", ".join(f"{letter} {name}" for letter, name in STRATEGIES.items())],

@@ -12,7 +12,8 @@ import numpy as np
 
 from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.design_space import PATTERNS, Choice, Design, Solution, choices, rivals
-from lightning_pelt.design_space.budget import STRATEGIES, Allocation, Over
+from lightning_pelt.design_space.budget import Allocation, Over
+from lightning_pelt.design_space.costs import STRATEGIES
 from lightning_pelt.design_space.patterns import Stacks
 from lightning_pelt.errors import unknown
 
@@ -139,13 +140,13 @@ class Space:
             f"{', '.join(stage.options)} meet budget={self.budget}; narrow `subsets` or `patterns`"
         )
 
-    def made(self, components: Mapping[str, str], budget: float | None = None) -> Design:
+    def made(self, components: Mapping[str, str]) -> Design:
         """The design of components by stage: ``grouping``, ``allocation``, ``groups``, ..."""
         tuned = self.needed(components)
         letters = [components[name] if name in tuned else "" for name in self._groups]
         return Design(
             letters,
-            budget=self.budget if budget is None else budget,
+            budget=self.budget,
             pattern=components["grouping"],  # type: ignore[arg-type]
             allocation=components["allocation"],  # type: ignore[arg-type]
             over=self.over,
