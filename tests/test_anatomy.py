@@ -13,13 +13,11 @@ from transformers import (
     BertModel,
     PreTrainedModel,
 )
-from zoo import BLOCKS, ZOO, build
+from zoo import BLOCKS, UNSUPPORTED, ZOO, build
 
 from lightning_pelt import HeadOnly, attach
 from lightning_pelt.anatomy import Anatomy, Site, examine
 from lightning_pelt.testing import hook_counts, tiny_bert, tiny_gpt2, tiny_llama
-
-UNSUPPORTED = ("mpt", "codegen")
 
 
 def bert(o: str = "attention.output.dense", attention: str = "attention.self.{}") -> list[str]:
@@ -70,6 +68,7 @@ LEAVES: dict[str, list[str]] = {
     "modernbert": fused("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
     "distilbert": apart("attention", "q_lin k_lin v_lin out_lin", "ffn.lin1", "ffn.lin2"),
     **dict.fromkeys(["gpt2", "gpt_bigcode"], GPT2),
+    "codegen": fused("attn.qkv_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"),
     "gptj": apart("attn", QKV_OUT, "mlp.fc_in", "mlp.fc_out"),
     "gpt_neo": apart("attn.attention", QKV_OUT, "mlp.c_fc", "mlp.c_proj"),
     **dict.fromkeys(["bloom", "falcon", "falcon-new", "falcon-old"], BLOOM),
@@ -127,7 +126,7 @@ STACKS: dict[str, list[tuple[str, bool]]] = {
 
 
 def test_the_tables_cover_the_zoo() -> None:
-    assert set(LEAVES) == set(ZOO) - set(UNSUPPORTED)
+    assert set(LEAVES) == set(ZOO) - UNSUPPORTED
     assert set(LEAVES) >= POST_NORM
 
 
@@ -227,7 +226,7 @@ def test_mask_arguments(name: str, role: str, path: str, argument: str) -> None:
     assert (mask.path, mask.name) == (path, argument)
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
+@pytest.mark.parametrize("name", sorted(UNSUPPORTED))
 def test_families_without_a_known_attention(name: str) -> None:
     model = build(name)
     with pytest.raises(ValueError, match=f"no attention found in {type(model).__name__}.*inside"):
@@ -367,3 +366,13 @@ def test_a_model_that_needs_other_inputs() -> None:
     with pytest.raises(ValueError, match=r"Demanding cannot be examined.*TypeError.*'boxes'"):
         examine(model)
     assert hook_counts(model) == hooks
+
+
+@pytest.mark.skipif("codegen" in UNSUPPORTED, reason="transformers before 5.24")
+def test_a_fused_projection_in_four_shards() -> None:
+    """CodeGen's rows are (q, v, k) of the first of four shards, then of the next one."""
+    rows = torch.arange(96).view(4, 3, 8)
+    expected = dict(zip(("query", "value", "key"), rows.transpose(0, 1).flatten(1), strict=True))
+    sites = {s.role: s for s in examine(build("codegen")).sites if s.block == 0}
+    for name, channels in expected.items():
+        assert sites[f"attention.{name}"].channels == tuple(channels.tolist())

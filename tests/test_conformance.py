@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from zoo import ZOO, build, inputs, output
+from zoo import UNSUPPORTED, ZOO, build, inputs, output
 
 from lightning_pelt import (
     IA3,
@@ -27,7 +27,6 @@ from lightning_pelt import (
 from lightning_pelt.attach import Attachment
 from lightning_pelt.testing import awaken, hook_counts, is_ours
 
-UNSUPPORTED = {"mpt", "codegen"}
 FAMILIES = [name for name in ZOO if name not in UNSUPPORTED]
 Prefixes = list[Prefix]
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -25,6 +27,9 @@ from transformers import (
 )
 
 Kind = Literal["encoder", "decoder", "seq2seq", "vision", "audio", "clip"]
+
+# These two have had their attention on the interface since then.
+GPTJ_JOINED = Version(transformers.__version__) >= Version("5.24")
 
 WIDTH, BLOCKS, HEADS, VOCABULARY, LABELS = 32, 2, 4, 100, 3
 PAD, BOS, EOS, FIRST_WORD, LAST_WORD = 0, 1, 2, 3, VOCABULARY - 1
@@ -258,9 +263,9 @@ _ENTRIES = [
     Entry("distilbert", "encoder", options=_DISTILBERT),
     Entry("gpt2", "decoder", options=_GPT),
     Entry("gpt_bigcode", "decoder", options=_GPT),
-    Entry("codegen", "decoder", interface=False, options=_GPTJ),
+    Entry("codegen", "decoder", interface=GPTJ_JOINED, options=_GPTJ),
     Entry("mpt", "decoder", interface=False, options=_MPT),
-    Entry("gptj", "decoder", interface=False, options=_GPTJ),
+    Entry("gptj", "decoder", interface=GPTJ_JOINED, options=_GPTJ),
     Entry("gpt_neo", "decoder", interface=False, options=_GPT_NEO),
     Entry("bloom", "decoder", interface=False, options=_BLOOM),
     _falcon("falcon", multi_query=True),
@@ -307,6 +312,8 @@ _ENTRIES = [
 ]
 
 ZOO: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+# Off the interface, and with an attention whose children have names of its own.
+UNSUPPORTED = {"mpt"} if GPTJ_JOINED else {"mpt", "codegen"}
 
 
 def build(name: str, *, seed: int = 0, task: bool = True) -> PreTrainedModel:

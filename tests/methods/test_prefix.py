@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
-from zoo import ZOO, build, inputs, output
+from zoo import UNSUPPORTED, ZOO, build, inputs, output
 
 from lightning_pelt import Gate, Plan, Prefix, attach
 from lightning_pelt.attach import Attachment
@@ -170,7 +170,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
 OFF_THE_INTERFACE = {name for name, entry in ZOO.items() if not entry.interface}
 
 
-@pytest.mark.parametrize("name", sorted(OFF_THE_INTERFACE - {"mpt", "codegen"}))
+@pytest.mark.parametrize("name", sorted(OFF_THE_INTERFACE - UNSUPPORTED))
 def test_families_off_the_interface(name: str) -> None:
     model = build(name)
     family = model.config.model_type
