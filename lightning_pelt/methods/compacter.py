@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.errors import unknown
 from lightning_pelt.forge import Shape, forges, from_forges
 from lightning_pelt.gate import Gate
 from lightning_pelt.kronecker import Rule
@@ -57,7 +58,8 @@ class Compacter(Method):
         name: of its parameter group, gates and log lines.
 
     Raises:
-        ValueError: ``n`` or ``rank`` is below 1, or ``n`` does not divide a width of the model.
+        ValueError: ``n`` or ``rank`` is below 1, ``rule_std`` is not above 0, the name ``sites`` is
+            unknown, or ``n`` does not divide a width of the model.
     """
 
     n: int = 4
@@ -84,6 +86,13 @@ class Compacter(Method):
                 raise ValueError(
                     f"Compacter has {field}={getattr(self, field)}: it must be at least 1"
                 )
+        if self.start <= 0:
+            raise ValueError(
+                f"Compacter has rule_std={self.start:g}: it must be above 0, for a rule of zeros "
+                "gets no gradient and the adapters stay silent"
+            )
+        if isinstance(self.sites, str) and self.sites not in (*VARIANTS, *placement.SUBLAYERS):
+            raise unknown("sites of Compacter", self.sites, (*VARIANTS, *placement.SUBLAYERS))
         if not self.learn_rule and self.start < ALMOST_NOTHING:
             warnings.warn(
                 f"Compacter has a frozen rule of size {self.start:g}: the adapters' weights are "

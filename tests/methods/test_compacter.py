@@ -359,6 +359,17 @@ def test_below_one(option: str) -> None:
         Compacter(**{option: 0})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("std", [0.0, -0.1])
+def test_a_rule_of_zeros(std: float) -> None:
+    with pytest.raises(ValueError, match=rf"rule_std={std:g}: it must be above 0"):
+        Compacter(rule_std=std)
+
+
+def test_unknown_sites() -> None:
+    with pytest.raises(ValueError, match=r"'compacter\+': did you mean 'compacter\+\+'"):
+        Compacter(sites="compacter+")
+
+
 def test_a_frozen_rule_warns_and_stays_frozen() -> None:
     with pytest.warns(UserWarning, match="almost nothing can be learnt"):
         Compacter(learn_rule=False)
