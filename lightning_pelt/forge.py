@@ -127,16 +127,9 @@ class Forge(Submodule):
     ) -> Iterator[Dense | Thin]:
         rule: Rule | None = self.__dict__["rule"]
         A = bias.new_ones(1, 1, 1) if rule is None else rule.A
-        bias, out = bias.float(), out.float()[:, None]
+        make = in_factors if bias.device.type == "cpu" and down.thin and up.thin else whole
         with torch.autocast(bias.device.type, enabled=False):
-            if not (bias.device.type == "cpu" and down.thin and up.thin):
-                V = torch.cat([up.whole(A), out], 1)
-                return map(Dense, down.whole(A, transposed=True), bias, V)
-            (F, G), (P, Q) = down.thin_in(A), up.thin_out(A)
-            n, inner = P.shape[2:]
-            P, pick = pad(P, (0, n)), pad(torch.eye(n, device=P.device), (inner, 0))
-            P = torch.cat([P, pick.expand(len(P), 1, -1, -1)], 1)
-            return map(Thin, F, G, bias, P, torch.cat([Q, out.unflatten(-1, (n, -1))[:, 0]], 1))
+            return make(down, up, A, bias.float(), out.float())
 
     def of(self, index: int) -> Dense | Thin:
         """Bottleneck number ``index`` of the forward in flight.
@@ -147,6 +140,23 @@ class Forge(Submodule):
         assert self.made is not None
         refuse_reentrant(self.made[index][0], "weights of a forge")
         return self.made[index]
+
+
+def whole(down: Factors, up: Factors, rule: Tensor, bias: Tensor, out: Tensor) -> Iterator[Dense]:
+    """Bottlenecks with whole matrices. Shapes: rule (n, n, n), bias (count, m), out (count, d)."""
+    V = torch.cat([up.whole(rule), out[:, None]], 1)
+    return map(Dense, down.whole(rule, transposed=True), bias, V)
+
+
+def in_factors(
+    down: Factors, up: Factors, rule: Tensor, bias: Tensor, out: Tensor
+) -> Iterator[Thin]:
+    """Bottlenecks in factors. Shapes: rule (n, n, n), bias (count, m), out (count, d)."""
+    (F, G), (P, Q) = down.thin_in(rule), up.thin_out(rule)
+    n, inner = P.shape[2:]
+    P, pick = pad(P, (0, n)), pad(torch.eye(n, device=P.device), (inner, 0))
+    P = torch.cat([P, pick.expand(len(P), 1, -1, -1)], 1)
+    return map(Thin, F, G, bias, P, torch.cat([Q, out.unflatten(-1, (n, -1))], 1))
 
 
 def shape_key(shape: Shape) -> str:

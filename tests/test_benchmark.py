@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_pelt.benchmark import variants
 from lightning_pelt.benchmark.__main__ import main
 from lightning_pelt.benchmark.contestant import (
     FLOOR,
@@ -110,3 +111,27 @@ def test_busy_time_leaves_out_idle_and_waiting(
     monkeypatch.setattr("os.sysconf", lambda name: 10)
     assert busy_seconds(stat) == 16.5
     assert busy_seconds(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("rank", ["1", "2"])
+def test_all_ways_to_compute_compacter_are_timed(
+    rank: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = "--adapters 2 --width 32 --bottleneck 8 --tokens 6 --rounds 1 --steps 1 --threads 1"
+    ratios = variants.main([*shape.split(), "--rank", rank])
+    assert len(ratios) == 6
+    assert ratios["dense"].median == 1.0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in ratios)
+
+
+@pytest.mark.parametrize("name", ["authors", "one by one", "three stages", "batched", "in factors"])
+def test_a_way_that_computes_something_else_is_not_timed(name: str) -> None:
+    torch.manual_seed(0)
+    chain = variants.Chain(2, 16, 8, n=2, rank=1)
+    x = torch.randn(3, 16, requires_grad=True)
+    variants.check(chain, x)
+    right = chain.ways[name]
+    chain.ways[name] = lambda x: right(x) + 1e-2
+    with pytest.raises(AssertionError, match=name):
+        variants.check(chain, x)
