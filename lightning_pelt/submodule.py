@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,6 +38,28 @@ class Submodule(nn.Module, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: None if k in self.transient else v for k, v in self.__dict__.items()}
+
+
+class Channels(nn.Module):
+    """The place of one site in the output of a fused projection, such as GPT-2's ``c_attn``.
+
+    Args:
+        channels: of the output that are the site's; None is all of them.
+    """
+
+    rows: Tensor | None
+
+    def __init__(self, channels: Sequence[int] | None) -> None:
+        super().__init__()
+        # A buffer, so that it moves with the model once and not in every forward.
+        rows = None if channels is None else torch.tensor(channels)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def forward(self, values: Tensor, width: int) -> Tensor:
+        """values (d, ...) -> (width, ...), zeros where other sites are."""
+        if self.rows is None:
+            return values
+        return values.new_zeros(width, *values.shape[1:]).index_copy(0, self.rows, values)
 
 
 def first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule
+from lightning_pelt.submodule import Channels, Removable, Submodule
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Bias(Submodule):
 
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        self.path, self.gate, self.channels = site.path, gate, site.channels
+        self.path, self.gate, self.channels = site.path, gate, Channels(site.channels)
         self.bias = nn.Parameter(torch.zeros(site.d_out))
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -63,10 +63,7 @@ class Bias(Submodule):
 
     def forward(self, output: Tensor) -> Tensor:
         """(..., d_out) -> (..., d_out)."""
-        bias: Tensor = self.bias
-        if self.channels is not None:
-            rows = torch.tensor(self.channels, device=bias.device)
-            bias = bias.new_zeros(output.shape[-1]).index_copy(0, rows, bias)
+        bias: Tensor = self.channels(self.bias, output.shape[-1])
         if self.gate is not None:
             bias = bias * self.gate.read()
         return output + bias.to(output.dtype)

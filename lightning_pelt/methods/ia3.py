@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule
+from lightning_pelt.submodule import Channels, Removable, Submodule
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rescale(Submodule):
 
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        self.path, self.gate, self.channels = site.path, gate, site.channels
+        self.path, self.gate, self.channels = site.path, gate, Channels(site.channels)
         self.on_input = site.role == "ffn.out"
         self.vector = nn.Parameter(torch.ones(site.d_in if self.on_input else site.d_out))
 
@@ -67,10 +67,7 @@ class Rescale(Submodule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
-        change = self.vector - 1
-        if self.channels is not None:
-            rows = torch.tensor(self.channels, device=change.device)
-            change = change.new_zeros(x.shape[-1]).index_copy(0, rows, change)
+        change = self.channels(self.vector - 1, x.shape[-1])
         if self.gate is not None:
             change = change * self.gate.read()
         return x * (1 + change).to(x.dtype)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Anatomy, Site, Source
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule, add_product, argument, meet
+from lightning_pelt.submodule import (
+    Channels,
+    Removable,
+    Submodule,
+    add_product,
+    argument,
+    meet,
+)
 
 NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm")
 
@@ -126,7 +133,7 @@ class LoRAUp(Submodule):
         self.rank, self.scale, self.path = method.r, method.scale, sites[0].path
         self.indices, self.gates = list(indices), list(gates)
         self.keys = [site.label.replace(".", "_") for site in sites]
-        self.channels = [site.channels for site in sites]
+        self.channels = nn.ModuleList(Channels(site.channels) for site in sites)
         self.__dict__["down"] = down  # a reference, not a child: the weights live in one place
         for key, site in zip(self.keys, sites, strict=True):
             self.register_parameter(f"B_{key}", nn.Parameter(torch.zeros(site.d_out, method.r)))
@@ -152,13 +159,10 @@ class LoRAUp(Submodule):
 
     def weight(self, width: int) -> Tensor:
         """(width, sites x r): each B in the rows of a fused projection that are its own."""
-        columns = []
-        for key, channels in zip(self.keys, self.channels, strict=True):
-            up = getattr(self, f"B_{key}")
-            if channels is not None:
-                rows = torch.tensor(channels, device=up.device)
-                up = up.new_zeros(width, self.rank).index_copy(0, rows, up)
-            columns.append(up)
+        columns = [
+            channels(getattr(self, f"B_{key}"), width)
+            for key, channels in zip(self.keys, self.channels, strict=True)
+        ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def delta(self, width: int) -> Tensor:

@@ -252,3 +252,14 @@ def test_needs_a_linear_layer(site: str) -> None:
 def test_unknown_site() -> None:
     with pytest.raises(ValueError, match=r"'quary': did you mean '.*query'"):
         attach(tiny_bert(), Plan.uniform(LoRA(sites=("quary",))))
+
+
+def test_places_in_a_fused_projection_move_with_the_model() -> None:
+    """Otherwise every forward on a GPU would copy them there; checkpoints do without them."""
+    model = build("gpt2")
+    attachment = lora(model, LoRA())
+    places = [m for up in attachment.submodules["lora"] for m in up.modules() if hasattr(m, "rows")]
+    assert places
+    assert not any("rows" in name for name in model.state_dict())
+    model.to("meta")
+    assert {place.rows.device.type for place in places} == {"meta"}
