@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.gate import Gate, GateView
 from lightning_pelt.method import Method, Part, Place
 from lightning_pelt.submodule import Removable, Submodule, refuse_reentrant
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,15 @@ class Prefix(Method):
                 "transformers' attention interface. LoRA, Adapter, BitFit and IA3 work on it; "
                 "UniPELT without the prefix is UniPELT(methods=[LoRA(), Adapter()])."
             )
-        return [site for site in anatomy.select(self.sites) if site.heads is not None]
+        asked = anatomy.select(self.sites)
+        without = {site.stack: None for site in asked if site.heads is None}
+        if without:
+            log.warning(
+                "%s: none in the %s of %s, where attention does not use transformers' attention "
+                "interface",
+                *(self.name, " and the ".join(without), anatomy.model_type),
+            )
+        return [site for site in asked if site.heads is not None]
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
         if self.mlp is None:

@@ -4,12 +4,14 @@ attention is in test_attention."""
 from __future__ import annotations
 
 import inspect
+import logging
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from transformers.modeling_utils import AttentionInterface
 from zoo import UNSUPPORTED, ZOO, build, inputs, output
 
@@ -177,6 +179,19 @@ def test_families_off_the_interface(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{family} cannot take a prefix.*LoRA, Adapter, BitFit"):
         attach(model, Plan.uniform(Prefix()))
     assert not any("pelt" in name for name in model.state_dict())
+
+
+def test_a_stack_off_the_interface_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """LongT5's encoder has an attention of its own; its decoder gets prefixes all the same."""
+    shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = AutoConfig.for_model("longt5", vocab_size=100, decoder_start_token_id=0, **shape)
+    with caplog.at_level(logging.WARNING, "lightning_pelt"):
+        attachment = attach(
+            AutoModelForSeq2SeqLM.from_config(config), Plan.uniform(Prefix(mlp=None))
+        )
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("prefix: none in the encoder of longt5")
+    assert {module.site.stack for module in attachment.submodules["prefix"]} == {"decoder"}
 
 
 def test_one_prefix_per_attention() -> None:
