@@ -28,7 +28,7 @@ from transformers import (
 
 Kind = Literal["encoder", "decoder", "seq2seq", "vision", "audio", "clip"]
 
-# These two have had their attention on the interface since then.
+# GPT-J and CodeGen have had their attention on the interface since then.
 GPTJ_JOINED = Version(transformers.__version__) >= Version("5.24")
 
 WIDTH, BLOCKS, HEADS, VOCABULARY, LABELS = 32, 2, 4, 100, 3
