@@ -121,6 +121,17 @@ def test_a_budget_that_no_design_meets_is_refused_before_anything_is_trained(rec
     assert "budget=10" in capsys.readouterr().err
 
 
+def test_interrupted_it_says_how_to_go_on(recipe, monkeypatch, capsys):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "lead", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        command.main([f"--config={recipe}", "--name=interrupted"])
+    assert stop.value.code == 130
+    assert "the same command goes on where it was" in capsys.readouterr().err
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("lightning_pelt.search")]:
         monkeypatch.delitem(sys.modules, name)

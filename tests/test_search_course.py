@@ -410,3 +410,11 @@ def test_a_budget_that_no_design_meets_stops_the_walk_before_any_fit() -> None:
     )
     with pytest.raises(ValueError, match="budget=10"):
         course.walk({})
+
+
+def test_a_found_design_without_sizes_is_refused_and_a_rival_is_not() -> None:
+    """BitFit fills a small part of the budget: as a rival it takes part, as the find it may not."""
+    rival = Finals(Design(["L"]), simulated.anatomy(), 10_000, TASKS, (0,), ("B",))
+    assert [contestant.name for contestant in rival.contestants] == ["found", "B"]
+    with pytest.raises(ValueError, match="budget"):
+        _ = Finals(Design(["B"]), simulated.anatomy(), 10_000, TASKS, (0,), ()).contestants
