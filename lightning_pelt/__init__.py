@@ -1,11 +1,9 @@
 """Gated parameter-efficient tuning of Hugging Face transformers for PyTorch Lightning."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_pelt.attach import Attachment, attach, detach
-from lightning_pelt.design_space import S4, Design, S4_3b
-from lightning_pelt.exchange import load_adapters, merge, save_adapters
-from lightning_pelt.gate import Gate
+from lightning_pelt.attach import Attachment, attach, detach, load_adapters, merge, save_adapters
 from lightning_pelt.methods import (
     IA3,
     XPEFT,
@@ -17,22 +15,79 @@ from lightning_pelt.methods import (
     Prefix,
     Prompt,
 )
-from lightning_pelt.plan import FullFineTuning, Group, HeadOnly, Plan, UniPELT
-from lightning_pelt.profiles.bank import RandomBank, TrainedBank
+from lightning_pelt.methods.gate import Gate
+from lightning_pelt.methods.xpeft import RandomBank, TrainedBank, load_bank, profiles_of, save_bank
+from lightning_pelt.plans import FullFineTuning, Group, HeadOnly, Plan, UniPELT
+from lightning_pelt.plans.design_space import S4, Design, S4_3b
+from lightning_pelt.utils.backbone import resolve_backbone
 
 if TYPE_CHECKING:
-    from lightning_pelt.callbacks import GateMonitor, GateSchedule, ParameterCount, PELTCallback
-    from lightning_pelt.module import PELTModule
+    from lightning_pelt.callbacks import (
+        FiniteGuard,
+        GateMonitor,
+        GateSchedule,
+        MaskTemperature,
+        ParameterCount,
+        PELTCallback,
+        WritePredictions,
+    )
+    from lightning_pelt.data import (
+        GLUE,
+        CausalText,
+        ProfileDataModule,
+        SimulatedReaders,
+        StdlibDocs,
+        TextClassification,
+        TextDataModule,
+    )
+    from lightning_pelt.profiles import Profile, read_profile, write_profile
+    from lightning_pelt.profiles.serving import ProfileServer
+    from lightning_pelt.profiles.store import ProfileStore
+    from lightning_pelt.tasks import CausalLM, Classification, Regression, Task
+    from lightning_pelt.training import PELTModule, Phase, named_groups
+
+# Names that need Lightning or an extra: a plain ``attach`` does not wait for those imports.
+_LAZY = {
+    "callbacks": (
+        "FiniteGuard",
+        "GateMonitor",
+        "GateSchedule",
+        "MaskTemperature",
+        "PELTCallback",
+        "ParameterCount",
+        "WritePredictions",
+    ),
+    "data": (
+        "GLUE",
+        "CausalText",
+        "ProfileDataModule",
+        "SimulatedReaders",
+        "StdlibDocs",
+        "TextClassification",
+        "TextDataModule",
+    ),
+    "profiles": ("Profile", "read_profile", "write_profile"),
+    "profiles.serving": ("ProfileServer",),
+    "profiles.store": ("ProfileStore",),
+    "tasks": ("CausalLM", "Classification", "Regression", "Task"),
+    "training": ("PELTModule", "Phase", "named_groups"),
+}
+_HOMES = {name: home for home, names in _LAZY.items() for name in names}
 
 __all__ = [
+    "GLUE",
     "IA3",
     "S4",
     "XPEFT",
     "Adapter",
     "Attachment",
     "BitFit",
+    "CausalLM",
+    "CausalText",
+    "Classification",
     "Compacter",
     "Design",
+    "FiniteGuard",
     "FullFineTuning",
     "Gate",
     "GateMonitor",
@@ -41,33 +96,51 @@ __all__ = [
     "HeadOnly",
     "LoRA",
     "LowRankAdapter",
+    "MaskTemperature",
     "PELTCallback",
     "PELTModule",
     "ParameterCount",
+    "Phase",
     "Plan",
     "Prefix",
+    "Profile",
+    "ProfileDataModule",
+    "ProfileServer",
+    "ProfileStore",
     "Prompt",
     "RandomBank",
+    "Regression",
     "S4_3b",
+    "SimulatedReaders",
+    "StdlibDocs",
+    "Task",
+    "TextClassification",
+    "TextDataModule",
     "TrainedBank",
     "UniPELT",
+    "WritePredictions",
     "attach",
     "detach",
     "load_adapters",
+    "load_bank",
     "merge",
+    "named_groups",
+    "profiles_of",
+    "read_profile",
+    "resolve_backbone",
     "save_adapters",
+    "save_bank",
+    "write_profile",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need Lightning, which a plain ``attach`` does not wait for."""
-    if name == "PELTModule":
-        from lightning_pelt.module import PELTModule
-
-        return PELTModule
-    if name in __all__:
-        from lightning_pelt import callbacks
-
-        return getattr(callbacks, name)
+    """Import the home of a lazy name when it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

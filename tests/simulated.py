@@ -1,4 +1,4 @@
-"""A whole search on a small model whose scores are made up, so that its right answers are known."""
+"""A whole search on a small model with simulated scores, so that the right choices are known."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import small
 from transformers import BertConfig, BertModel
 
 from lightning_pelt.anatomy import Anatomy, examine
-from lightning_pelt.search.cell import Cell, Outcome
-from lightning_pelt.search.course import Course, Walk
-from lightning_pelt.search.finals import Finals
-from lightning_pelt.search.racing import Race, Racing
-from lightning_pelt.search.sample import Sample
+from lightning_pelt.search.final_comparison import FinalComparison
+from lightning_pelt.search.greedy_search import GreedySearch
+from lightning_pelt.search.queue.job import Job, Outcome
+from lightning_pelt.search.search_state import SearchState
+from lightning_pelt.search.selection.baseline import Baseline
+from lightning_pelt.search.selection.racing import Race
+from lightning_pelt.search.selection.rules import Racing
 from lightning_pelt.search.space import Space
 
 BUDGET = 12_000
 TASKS = ("topics", "tone")
-# Points that an option adds; options that are not here add nothing.
+# Points that an option adds; options that are not listed add nothing.
 GAINS = {
     "grouping": {"bottleneck": 3.0, "increasing": -2.0},
     "allocation": {"uniform": 0.0, "increasing": -2.5, "decreasing": -2.0},
@@ -42,60 +44,61 @@ CONFIG = BertConfig(
 
 @cache
 def anatomy() -> Anatomy:
-    """Six blocks, 32 wide: at this depth uniform and spindle are one grouping."""
+    """Six blocks of width 32; at this depth uniform and spindle are the same grouping."""
     return examine(BertModel(CONFIG))
 
 
 def backbone(folder: Path) -> str:
-    """The model of :func:`anatomy` on the disk."""
+    """Save the model of :func:`anatomy`."""
     return small._save(BertModel, CONFIG, small._tokenizer(), folder)
 
 
-def course(
+def make_search(
     tasks: Sequence[str] = TASKS,
     cap: int = 24,
     seed: int = 0,
     tie: float = 0.3,
     seeds: Sequence[int] = (0, 1, 2),
     subsets: Sequence[str] | None = None,
-) -> Course:
+) -> GreedySearch:
     space = Space(anatomy(), BUDGET, seed=seed, subsets=subsets)
     rules = Racing(first=8, step=4, cap=cap, tie=tie)
-    return Course(
+    return GreedySearch(
         space,
         tasks,
-        contest=lambda arms: Race(arms, rules),
-        baseline=lambda arms: Sample(arms, 6),
-        finals=lambda found: Finals(found, anatomy(), BUDGET, tasks, seeds),
+        select=lambda arms: Race(arms, rules),
+        baseline=lambda arms: Baseline(arms, 6),
+        compare=lambda found: FinalComparison(found, anatomy(), BUDGET, tasks, seeds),
     )
 
 
 def noise(*what: object) -> float:
-    """Standard normal, the same for the same things."""
+    """A standard normal value, the same for the same arguments."""
     digest = hashlib.sha256(repr(what).encode()).digest()
     return float(np.random.default_rng(int.from_bytes(digest[:8], "big")).standard_normal())
 
 
-def score(cell: Cell) -> float | None:
-    """A block's difficulty, a task's, the option's gain, and noise of the fit's own."""
-    stage, _, rest = cell.label.partition(": ")
+def score(job: Job) -> float | None:
+    """Sum of a block's difficulty, the task's, the option's gain and the fit's noise."""
+    stage, _, rest = job.label.partition(": ")
     option = rest.rpartition(", ")[0]
     gain = GAINS.get(stage, {}).get(option, 0.0)
-    easy = 5 * (cell.task == "tone")
-    return 70 + easy + gain + 4 * noise(cell.seed) + 0.9 * noise(cell.key)
+    easy = 5 * (job.task == "tone")
+    return 70 + easy + gain + 4 * noise(job.seed) + 0.9 * noise(job.key)
 
 
 def play(
-    course: Course, score: Callable[[Cell], float | None] = score, until: str = ""
-) -> tuple[Walk, dict[str, Outcome]]:
-    """Walk and score what is wanted until it is over, or until the stage ``until`` has begun."""
+    search: GreedySearch, score: Callable[[Job], float | None] = score, until: str = ""
+) -> tuple[SearchState, dict[str, Outcome]]:
+    """Score the wanted jobs until the search is finished, or the stage ``until`` has started."""
     outcomes: dict[str, Outcome] = {}
     while True:
-        walk = course.walk(outcomes)
-        if walk.over or (until and walk.records[-1].stage.name == until and _some(walk, outcomes)):
-            return walk, outcomes
-        outcomes |= {c.key: Outcome(score(c), 6 + noise(c.key)) for c in walk.wanted}
+        state = search.replay(outcomes)
+        started = until and state.records[-1].stage.name == until and _any_done(state, outcomes)
+        if state.finished or started:
+            return state, outcomes
+        outcomes |= {job.key: Outcome(score(job), 6 + noise(job.key)) for job in state.wanted}
 
 
-def _some(walk: Walk, outcomes: dict[str, Outcome]) -> bool:
-    return any(key in outcomes for key in walk.records[-1].cells)
+def _any_done(state: SearchState, outcomes: dict[str, Outcome]) -> bool:
+    return any(key in outcomes for key in state.records[-1].jobs)

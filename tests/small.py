@@ -1,4 +1,4 @@
-"""The smallest backbones on disk, with a tokenizer of whole words, and data to fit them to."""
+"""Tiny backbones on disk, with a tokenizer of whole words, and a data set for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ disable_progress_bars()
 
 
 def bert(folder: Path, **options: Any) -> str:
-    """A headless BERT of two blocks, 16 wide; dropout 0.1 unless ``options`` say otherwise."""
+    """A headless BERT of two blocks, 16 wide; dropout 0.1 unless ``options`` set another."""
     tokenizer = _tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -45,7 +45,7 @@ def bert(folder: Path, **options: Any) -> str:
 
 
 def gpt2(folder: Path, **options: Any) -> str:
-    """A GPT-2 of two blocks, 16 wide, that knows no padding."""
+    """A GPT-2 of two blocks, 16 wide, without a padding token in its configuration."""
     tokenizer = _tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -107,7 +107,7 @@ def _save(
 
 
 class Sentences(TextDataModule):
-    """Random sentences of 1 to 12 words, to be told apart by their length.
+    """Random sentences of 1 to 12 words; the target is their length.
 
     Args:
         backbone: folder of the tokenizer.

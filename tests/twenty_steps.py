@@ -27,7 +27,7 @@ from lightning_pelt import (
     Prompt,
     UniPELT,
 )
-from lightning_pelt.schedule import Phase
+from lightning_pelt.training.phases import Phase
 
 # The second has what lies at the root, base weights that are trained, and two ways to be shared.
 PLANS = {

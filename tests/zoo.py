@@ -1,7 +1,7 @@
 """Tiny random models of many families, built from their configurations: two blocks, width 32.
 
-Weights are drawn wide, biases and norms moved off zero and one, so that every sublayer matters to
-the output: a lost mask, prefix or norm shows up as a difference and not as rounding.
+Weights have a large standard deviation, and biases and norms differ from zero and one, so that
+every sublayer matters: a lost mask, prefix or norm changes the output by more than rounding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 
 Kind = Literal["encoder", "decoder", "seq2seq", "vision", "audio", "clip"]
 
-# GPT-J and CodeGen have had their attention on the interface since then.
+# From this version on, the attention of GPT-J and CodeGen uses the interface.
 GPTJ_JOINED = Version(transformers.__version__) >= Version("5.24")
 
 WIDTH, BLOCKS, HEADS, VOCABULARY, LABELS = 32, 2, 4, 100, 3
@@ -49,10 +49,11 @@ class Entry:
     """One family.
 
     Attributes:
-        interface: its attention goes through transformers' ``AttentionInterface``.
-        checkpointing: it supports activation checkpointing.
-        options: what its configuration needs beyond the common names.
-        head: the auto class of the task model, where it is not the usual one of its kind.
+        interface: whether its attention uses transformers' ``AttentionInterface``.
+        checkpointing: whether it supports activation checkpointing.
+        options: arguments of its configuration.
+        model_type: its type in transformers, if that is not the name.
+        head: auto class of the task model, if that is not the one of its kind.
     """
 
     name: str
@@ -65,21 +66,21 @@ class Entry:
 
     def config(self) -> PreTrainedConfig:
         config = AutoConfig.for_model(self.model_type or self.name, **self.options)
-        _silence(config)
+        _remove_dropout(config)
         return config
 
     def build(self, task: bool = True) -> PreTrainedModel:
-        """The model in eval mode, its weights drawn from torch's global generator."""
+        """The model in eval mode, with weights from torch's global generator."""
         auto = (self.head or _HEADS[self.kind]) if task else AutoModel
         model = auto.from_config(self.config())
         _draw(model)
         return model.eval()
 
 
-def _silence(config: PreTrainedConfig) -> None:
+def _remove_dropout(config: PreTrainedConfig) -> None:
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            _silence(value)
+            _remove_dropout(value)
         elif "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
 
@@ -312,16 +313,16 @@ _ENTRIES = [
 ]
 
 ZOO: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-# Off the interface, and with an attention whose children have names of its own.
+# Off the interface, and the leaf names of their attentions are not in the table.
 UNSUPPORTED = {"mpt"} if GPTJ_JOINED else {"mpt", "codegen"}
 
 
 def build(name: str, *, seed: int = 0, task: bool = True) -> PreTrainedModel:
-    """A tiny model in eval mode, the same for the same seed.
+    """A tiny model in eval mode; equal seeds give equal weights.
 
     Args:
-        task: with the head of its kind (classes for encoders, images and sound, a vocabulary for
-            decoders and encoder-decoders); otherwise the bare model.
+        task: whether it has the head of its kind: classes for encoders, images and sound, a
+            vocabulary for decoders and encoder-decoders.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -331,12 +332,12 @@ def build(name: str, *, seed: int = 0, task: bool = True) -> PreTrainedModel:
 def inputs(
     name: str, *, padded: bool = True, batch: int = 2, length: int = 8, seed: int = 1
 ) -> dict[str, Tensor]:
-    """A batch the model accepts as keyword arguments.
+    """A batch of keyword arguments for the model.
 
     Args:
-        padded: the second row ends in padding and there is an ``attention_mask``; without effect on
-            models that see fixed-size pictures or spectrograms.
-        length: tokens a row. Of sound, frames after the convolutions.
+        padded: whether the second row ends in padding and there is an ``attention_mask``. It has no
+            effect on models of images or spectrograms, which have a fixed size.
+        length: tokens per row; for sound, frames after the convolutions.
     """
     draw = torch.Generator().manual_seed(seed)
     kind = ZOO[name].kind
@@ -358,7 +359,7 @@ def inputs(
 
 
 def output(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-    """The one tensor to compare: logits, both embeddings side by side, or last hidden states."""
+    """The tensor to compare: logits, both embeddings concatenated, or last hidden states."""
     result = model(**inputs)
     if "image_embeds" in result:
         return torch.cat([result["text_embeds"], result["image_embeds"]], dim=-1)

@@ -1,12 +1,25 @@
-"""Where things can be attached. Outside this package nobody knows a Hugging Face attribute name."""
+"""Anatomy: where submodules can be attached to a Hugging Face model.
 
-from lightning_pelt.anatomy.discover import examine
+No other package of the library reads attribute names of Hugging Face models.
+"""
+
+from lightning_pelt.anatomy.discovery import examine
 from lightning_pelt.anatomy.recording import base_of
-from lightning_pelt.anatomy.site import Anatomy, Heads, MaskArgument, PostNorm, Site, Source, Stack
+from lightning_pelt.anatomy.sites import (
+    OUTPUT,
+    Anatomy,
+    AttentionHeads,
+    MaskArgument,
+    PostNorm,
+    Site,
+    Source,
+    Stack,
+)
 
 __all__ = [
+    "OUTPUT",
     "Anatomy",
-    "Heads",
+    "AttentionHeads",
     "MaskArgument",
     "PostNorm",
     "Site",

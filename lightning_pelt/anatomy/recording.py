@@ -1,11 +1,11 @@
-"""One dummy forward, written down: which module ran when, on which tensors."""
+"""Recording: one dummy forward, with the tensors of every module and attention call."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass
 class Call:
-    """One call of a module: its tensor arguments, its (first) output tensor, its place in time."""
+    """One call of a module: its tensor arguments, and its (first) output tensor."""
 
     module: nn.Module
     inputs: dict[int | str, Tensor]
@@ -25,43 +25,64 @@ class Call:
 
 @dataclass
 class AttentionCall:
-    """One call of the attention function; ``at`` is its place among the module calls."""
+    """One call of the attention function; ``index`` is the number of module calls before it."""
 
     module: nn.Module
     query: Tensor
     key: Tensor
     value: Tensor
-    at: int
+    index: int
 
 
 @dataclass
 class Recording:
-    calls: list[Call]
-    attention: list[AttentionCall]
+    """The calls of one forward, in the order in which they start."""
+
+    calls: list[Call] = field(default_factory=list)
+    attention_calls: list[AttentionCall] = field(default_factory=list)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Anything that acts like a linear layer, quantised ones and GPT-2's ``Conv1D`` included."""
+    """Whether a module acts as a linear layer: also quantised ones and GPT-2's ``Conv1D``."""
     if isinstance(module, Conv1D):
         return True
     return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 def widths(linear: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out) of a linear-like module."""
+    """(d_in, d_out) of a module for which :func:`is_linear` holds."""
     if isinstance(linear, Conv1D):
         return linear.weight.shape[0], linear.weight.shape[1]
     return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
 
 
 def first_tensor(output: Any) -> Tensor | None:
+    """``output``, or its first element, if that is a tensor."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
+def base_of(model: PreTrainedModel) -> Any:
+    """``model`` without its head.
+
+    Where ``model.base_model`` holds only the blocks, without the embeddings, it is ``model``.
+
+    Example:
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> type(base_of(tiny_bert())).__name__
+        'BertModel'
+    """
+    base = model.base_model
+    accepted = inspect.signature(base.forward).parameters
+    return base if getattr(base, "main_input_name", None) in accepted else model
+
+
 def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The smallest inputs that run ``model``: five tokens, one image, or a second of sound."""
+    """The smallest inputs that run ``model``: five tokens, an image, or a quarter second of sound.
+
+    The values are drawn from a fixed seed.
+    """
     accepted = inspect.signature(model.forward).parameters
     device, dtype = model.device, model.dtype
     generator = torch.Generator().manual_seed(0)
@@ -87,74 +108,29 @@ def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     return inputs
 
 
-@contextmanager
-def _attention_seen(note: Callable[..., None]) -> Iterator[None]:
-    """Tell ``note`` of every call that goes through transformers' attention interface."""
-    original = AttentionInterface.get_interface
-
-    def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
-        function = original(self, name, default)
-
-        def noted(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
-            note(module, query, key, value)
-            return function(module, query, key, value, *a, **k)
-
-        return noted
-
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        AttentionInterface.get_interface = original  # type: ignore[method-assign]
-
-
-def base_of(model: PreTrainedModel) -> Any:
-    """``model`` without its head; itself where its so-called base is but the stack of blocks."""
-    base = model.base_model
-    accepted = inspect.signature(base.forward).parameters
-    return base if getattr(base, "main_input_name", None) in accepted else model
-
-
 def record(model: PreTrainedModel) -> Recording:
-    """Run ``model``'s base once on dummy inputs, without dropout, and write everything down.
+    """Run ``model``'s base once on dummy inputs, without dropout, and record every call.
 
-    The global random state, the mode and the gradients of the model stay as they were.
+    The global random state and the model's mode and gradients do not change.
 
     Raises:
         ValueError: the model does not run on the dummy inputs.
     """
     base = base_of(model)
-    seen = Recording([], [])
-    stack: list[Call] = []
-
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tensors = {k: v for k, v in (*enumerate(args), *kwargs.items()) if isinstance(v, Tensor)}
-        call = Call(module, tensors)
-        seen.calls.append(call)
-        stack.append(call)
-
-    anchor = torch.zeros((), device=base.device, requires_grad=True)
-
-    def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        call = stack.pop()
-        if is_linear(module) and isinstance(output, Tensor) and not output.requires_grad:
-            # Not requires_grad_(): a leaf could not be changed in place, as DeBERTa does.
-            output = output + anchor.to(output.dtype)
-        call.output = first_tensor(output)
-        return output
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
-        seen.attention.append(AttentionCall(module, query, key, value, len(seen.calls)))
-
+    recorder = _Recorder(base.device)
     modes = {module: module.training for module in base.modules()}
     handles = []
     for module in base.modules():
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(recorder.start, with_kwargs=True))
+        handles.append(module.register_forward_hook(recorder.end, with_kwargs=True))
     base.eval()
     try:
-        # Trainers run configure_model with a device of their own as the default.
-        with torch.enable_grad(), torch.device(base.device), _attention_seen(attend):
+        # Trainers run configure_model with another default device.
+        with (
+            torch.enable_grad(),
+            torch.device(base.device),
+            _attention_interface_calls(recorder.attention),
+        ):
             base(**dummy_inputs(base))
     except Exception as error:
         raise ValueError(
@@ -166,4 +142,57 @@ def record(model: PreTrainedModel) -> Recording:
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return seen
+    return recorder.recording
+
+
+class _Recorder:
+    """Forward hooks that append each call to a recording."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.recording = Recording()
+        self._running: list[Call] = []
+        self._zero = torch.zeros((), device=device, requires_grad=True)
+
+    def start(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before a module's forward."""
+        tensors = {k: v for k, v in (*enumerate(args), *kwargs.items()) if isinstance(v, Tensor)}
+        call = Call(module, tensors)
+        self.recording.calls.append(call)
+        self._running.append(call)
+
+    def end(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """After it. The output of a frozen linear layer becomes part of a graph."""
+        call = self._running.pop()
+        if is_linear(module) and isinstance(output, Tensor) and not output.requires_grad:
+            # Not requires_grad_(): DeBERTa changes the output in place, which a leaf forbids.
+            output = output + self._zero.to(output.dtype)
+        call.output = first_tensor(output)
+        return output
+
+    def attention(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Before the attention function of ``module``."""
+        calls, index = self.recording.attention_calls, len(self.recording.calls)
+        calls.append(AttentionCall(module, query, key, value, index))
+
+
+@contextmanager
+def _attention_interface_calls(callback: Callable[..., None]) -> Iterator[None]:
+    """Call ``callback`` before each attention function of transformers' attention interface."""
+    original = AttentionInterface.get_interface
+
+    def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
+        function = original(self, name, default)
+
+        def observed(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            callback(module, query, key, value)
+            return function(module, query, key, value, *args, **kwargs)
+
+        return observed
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = original  # type: ignore[method-assign]

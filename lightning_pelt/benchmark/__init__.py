@@ -1,11 +1,13 @@
-"""What each plan costs: ``python -m lightning_pelt.benchmark``.
+"""The cost of each plan: ``python -m lightning_pelt.benchmark``.
 
-Step times are ratios, since milliseconds belong to a machine: to the *frozen floor*, the same model
-frozen with the embeddings' output requiring a gradient, which is what any method pays that trains
-something in the first block; and to full fine-tuning. Memory is the peak over the idle model.
+Step times are reported as ratios, since milliseconds depend on the machine. One baseline is the
+*frozen floor*: the same model, frozen, with a trained head and with embeddings whose output
+requires a gradient. Every method that trains weights in the first block pays at least this cost.
+The other baseline is full fine-tuning. Memory is the peak above the idle model.
 
-Every plan runs in a process of its own, so that none profits from another's heap, caches or lazy
-imports. All processes live at once and take turns, in a new order each round, so that whatever else
-the machine does falls on all of them; ratios are taken within a round. A turn in which other
-processes took more than 0.15 core is left out, and counted.
+Each plan runs in a separate process, so that no plan uses the heap, the caches or the lazy imports
+of another. All processes exist at the same time and run one after another, in a new random order in
+each round, so that other load on the machine affects all plans equally. Ratios compare measurements
+of the same round. A measurement during which other processes used more than 0.15 core is left out,
+and the report counts it.
 """

@@ -2,69 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from jsonargparse import ArgumentParser
+from tabulate import tabulate
 
-from lightning_pelt.benchmark.contestant import APL, FLOOR, FULL, PLANS, RIVALS, Setting
+from lightning_pelt.benchmark.measure import DISTURBED, PlanCost, Ratio, Worker, measure
 from lightning_pelt.benchmark.monitor import monitor_share
-from lightning_pelt.benchmark.race import DISTURBED, Ratio, Standing, Worker, race
-from lightning_pelt.errors import unknown
+from lightning_pelt.benchmark.plans import APL, FLOOR, FULL, PLANS, REFERENCES
+from lightning_pelt.benchmark.timing import Setting
+from lightning_pelt.utils.errors import unknown
 
 
-def parser() -> argparse.ArgumentParser:
-    default = Setting()
-    options = argparse.ArgumentParser(
+def parser() -> ArgumentParser:
+    options = ArgumentParser(
         prog="python -m lightning_pelt.benchmark",
-        description="Step time and memory of each plan on a BERT of random weights.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Step time and memory of each plan, on a BERT with random weights.",
     )
-    options.add_argument("--plans", nargs="+", default=list(PLANS), metavar="PLAN", type=_plan)
-    options.add_argument("--rounds", type=int, default=12, help="turns of every plan")
-    options.add_argument("--steps", type=int, default=2, help="training steps of a turn")
-    options.add_argument("--device", default=default.device)
-    options.add_argument("--blocks", type=int, default=default.blocks)
-    options.add_argument("--width", type=int, default=default.width)
-    options.add_argument("--batch", type=int, default=default.batch, help="rows of a batch")
-    options.add_argument("--length", type=int, default=default.length, help="tokens of a row")
-    options.add_argument("--threads", type=int, default=default.threads)
-    options.add_argument("--monitor-every", type=int, default=10, help="steps between two readings")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    options.add_argument(
+        "--plans", nargs="+", default=list(PLANS), metavar="PLAN", help="beside both baselines"
+    )
+    options.add_argument("--rounds", type=int, default=12, help="measurements of each plan")
+    options.add_argument("--steps", type=int, default=2, help="training steps of a measurement")
+    options.add_class_arguments(Setting, as_group=False)
+    options.add_argument(
+        "--monitor-every", type=int, default=10, help="every_n_steps of the GateMonitor"
+    )
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return options
-
-
-def _plan(name: str) -> str:
-    if name not in PLANS:
-        raise argparse.ArgumentTypeError(str(unknown("plan", name, PLANS)))
-    return name
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print a table, and return the figures."""
-    given = parser().parse_args(args)
-    setting = Setting(
-        device=given.device,
-        blocks=given.blocks,
-        width=given.width,
-        batch=given.batch,
-        length=given.length,
-        threads=given.threads,
-    )
+    options = parser()
+    given = options.parse_args(args)
+    for name in given.plans:
+        if name not in PLANS:
+            options.error(str(unknown("plan", name, PLANS)))
+    setting = Setting(**{field.name: given[field.name] for field in fields(Setting)})
     names = list(dict.fromkeys([FLOOR, FULL, *given.plans]))
-    standings = race(names, setting, rounds=given.rounds, steps=given.steps)
-    print(heading(setting, given.rounds, given.steps), *table(standings), sep="\n")
-    print(*rivals(standings), *load_note(standings, given.rounds), sep="\n")
+    costs = measure(names, setting, rounds=given.rounds, steps=given.steps)
+    print(heading(setting, given.rounds, given.steps), table(costs), sep="\n")
+    print(*comparisons(costs), *load_note(costs, given.rounds), sep="\n")
     figures: dict[str, Any] = {
         "setting": asdict(setting),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "plans": {name: asdict(standing) for name, standing in standings.items()},
+        "plans": {name: asdict(cost) for name, cost in costs.items()},
     }
     if APL in names:
         with Worker() as worker:
@@ -84,52 +74,53 @@ def heading(setting: Setting, rounds: int, steps: int) -> str:
     )
 
 
-def table(standings: dict[str, Standing]) -> list[str]:
-    """Rows of figures: medians over rounds, quartiles in brackets, ratios of minima."""
+def table(costs: dict[str, PlanCost]) -> str:
+    """Medians over rounds, quartiles in brackets, and ratios of the minima."""
     head = ("plan", "step ms", "/ floor [quartiles]", "min", "cpu", "/ full", "min", "over idle")
     rows = [
         (
-            name + ("*" if s.kept else ""),
-            f"{1e3 * s.seconds:.0f}",
-            _interval(s.floor),
-            f"{s.floor.least:.3f}",
-            f"{s.cpu.median:.3f}",
-            f"{s.full.median:.3f}",
-            f"{s.full.least:.3f}",
-            f"{s.memory / 2**20:.0f} MiB",
+            name + ("*" if cost.all_rounds else ""),
+            f"{1e3 * cost.seconds:.0f}",
+            _interval(cost.floor),
+            f"{cost.floor.least:.3f}",
+            f"{cost.cpu.median:.3f}",
+            f"{cost.full.median:.3f}",
+            f"{cost.full.least:.3f}",
+            f"{cost.memory / 2**20:.0f} MiB",
         )
-        for name, s in standings.items()
+        for name, cost in costs.items()
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in (head, *rows)
-    ]
+    sides = ("left", *["right"] * (len(head) - 1))
+    return tabulate(rows, head, tablefmt="plain", disable_numparse=True, colalign=sides)
 
 
 def _interval(ratio: Ratio) -> str:
     return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
-def rivals(standings: dict[str, Standing]) -> list[str]:
-    """Plans against the plan each of them should not be slower, or larger, than."""
+def comparisons(costs: dict[str, PlanCost]) -> list[str]:
+    """Time and memory of each plan that has a reference, over those of the reference."""
     return [
-        f"{'' if index else chr(10)}{name} / {RIVALS[name]}: time {_interval(s.rival)}, "
-        f"min {s.rival.least:.3f}; memory {s.memory / standings[RIVALS[name]].memory:.3f}"
-        for index, (name, s) in enumerate((n, s) for n, s in standings.items() if s.rival)
-        if s.rival is not None
+        f"{'' if index else chr(10)}{name} / {REFERENCES[name]}: time {_interval(ratio)}, "
+        f"min {ratio.least:.3f}; memory {cost.memory / costs[REFERENCES[name]].memory:.3f}"
+        for index, (name, cost, ratio) in enumerate(
+            (name, cost, cost.reference) for name, cost in costs.items() if cost.reference
+        )
     ]
 
 
-def load_note(standings: dict[str, Standing], rounds: int) -> list[str]:
-    """How quiet the machine was."""
-    bad = sum(standing.disturbed for standing in standings.values())
+def load_note(costs: dict[str, PlanCost], rounds: int) -> list[str]:
+    """The number of measurements that other processes disturbed."""
+    disturbed = sum(cost.disturbed for cost in costs.values())
     lines = [
-        f"\n{bad} of {rounds * len(standings)} turns met more than {DISTURBED} core of other "
-        "processes' load and are left out."
+        f"\n{disturbed} of {rounds * len(costs)} measurements met more than {DISTURBED} core of "
+        "other processes' load and are left out."
     ]
-    if any(standing.kept for standing in standings.values()):
-        lines.append("* Too few quiet rounds: they are all in, and the cpu column is worth more.")
+    if any(cost.all_rounds for cost in costs.values()):
+        lines.append(
+            "* Too few undisturbed rounds: the figures include all rounds, and the cpu column is "
+            "more reliable."
+        )
     return lines
 
 

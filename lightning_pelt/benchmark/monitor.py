@@ -1,4 +1,4 @@
-"""What ``GateMonitor`` adds to a training step."""
+"""The share of a training step that ``GateMonitor`` takes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_pelt.attach import attach
-from lightning_pelt.benchmark.contestant import Setting
+from lightning_pelt.benchmark.timing import Setting
 from lightning_pelt.callbacks import GateMonitor
-from lightning_pelt.plan import UniPELT
+from lightning_pelt.plans import UniPELT
 
 
-class TimedMonitor(GateMonitor):
-    """Measures itself: seconds inside its hook, and of all steps, after the first reading."""
+class TimedGateMonitor(GateMonitor):
+    """Measures the seconds inside its hook and those of all steps, after its first log step."""
 
     def __init__(self, every_n_steps: int) -> None:
         super().__init__(every_n_steps)
@@ -28,7 +28,7 @@ class TimedMonitor(GateMonitor):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # or the hook, which waits once, would pay for the whole step
+            torch.cuda.synchronize()  # else the hook, which synchronizes, would include the step
         start = time.perf_counter()
         super().on_train_batch_end(trainer, *args, **kwargs)
         now = time.perf_counter()
@@ -39,7 +39,7 @@ class TimedMonitor(GateMonitor):
             self.started = now
 
     def share(self) -> float:
-        """Of the time of a step without the monitor."""
+        """Seconds inside the hook over the seconds of the steps without it."""
         return self.inside / (self.total - self.inside)
 
 
@@ -58,14 +58,14 @@ class _Steps(LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-4)
 
 
-def monitor_share(setting: Setting, *, every_n_steps: int = 10, readings: int = 3) -> float:
-    """The time inside the monitor's hook as a share of all other time of a fit with UniPELT APL.
+def monitor_share(setting: Setting, *, every_n_steps: int = 10, log_steps: int = 3) -> float:
+    """The time inside the monitor's hook over all other time of a fit with UniPELT APL.
 
-    The first reading, with its lazy imports, is not counted; ``readings`` more are.
+    The first log step runs lazy imports and is not counted; the next ``log_steps`` are.
     """
     torch.set_num_threads(setting.threads)
-    monitor = TimedMonitor(every_n_steps)
-    steps = every_n_steps * (1 + readings)
+    monitor = TimedGateMonitor(every_n_steps)
+    steps = every_n_steps * (1 + log_steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             accelerator="gpu" if setting.device.startswith("cuda") else setting.device,

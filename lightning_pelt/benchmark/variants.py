@@ -1,42 +1,47 @@
-"""Ways to compute Compacter's adapters: ``python -m lightning_pelt.benchmark.variants``.
+"""Implementations of Compacter's adapters: ``python -m lightning_pelt.benchmark.variants``.
 
-Adapters alone, one after the other, forward and backward, with gradients of their input and of all
-weights. Every way takes a turn in each round, in a new order; ratios to dense adapters of the same
-widths are taken within a round. That all of them compute the same is checked before.
+The benchmark runs adapters alone, one after another, forward and backward, with gradients of their
+input and of all weights. Each round times every implementation once, in a new random order; ratios
+to dense adapters of the same widths compare times of the same round. All implementations are first
+checked to compute the same values.
 
-- ``authors``: as the paper's code, https://github.com/rabeehk/compacter. In every projection a
-  product of S and R, n Kronecker terms of full size, their sum, a product with it, a bias.
-- ``one by one``: every H by itself, without the n terms; bias and sum ride on the products.
-- ``three stages``: no H. The pieces of x meet S, then the rule, then R.
-- ``batched``: one product makes every H of a step, as the package does it on a GPU.
-- ``in factors``: one product makes all that meets the rule, and no H, as the package does it on a
-  CPU where that halves the multiplications.
+- ``authors``: the code of the paper, https://github.com/rabeehk/compacter. Each projection computes
+  S R, n Kronecker products of full size, their sum H, the product with H, and a bias.
+- ``one by one``: H of each adapter separately, without n full-size products; bias and sum are part
+  of the matrix products.
+- ``three stages``: H is not computed. The pieces of x are multiplied with S, the rule, and R.
+- ``batched``: one product computes H of all adapters, as the package does on a GPU.
+- ``in factors``: one product computes everything that is multiplied with the rule, without H, as
+  the package does on a CPU if that halves the multiplications.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from jsonargparse import auto_cli
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lightning_pelt.benchmark.race import Ratio, ratio
-from lightning_pelt.bottleneck import Dense, Projections, extend
-from lightning_pelt.forge import in_factors, whole
-from lightning_pelt.kronecker import Factors, Rule
+from lightning_pelt.benchmark.measure import Ratio, ratio
+from lightning_pelt.methods._bottleneck import Dense, ProjectionPair, extend
+from lightning_pelt.methods._kronecker import Factors, Rule
+from lightning_pelt.methods._stacked_bottlenecks import in_factors, whole
 
 DENSE = "dense"
 WARM_UP = 2
-STD = 0.1  # of rule and biases: at the tiny start of training a wrong product would not show
+STD = 0.1  # of rule and biases; at the smaller init of training a wrong product would not show
 
 
 class Chain(nn.Module):
-    """``count`` Compacter adapters in a row, (tokens, width) -> (tokens, width), in all ways."""
+    """``count`` Compacter adapters in sequence, in all implementations.
+
+    Each implementation maps (tokens, width) to (tokens, width).
+    """
 
     def __init__(self, count: int, width: int, bottleneck: int, *, n: int, rank: int) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ class Chain(nn.Module):
             nn.ParameterList(tensor.detach().clone() for tensor in one)
             for one in whole(*self._all())
         )
-        self.ways: dict[str, Callable[[Tensor], Tensor]] = {
+        self.variants: dict[str, Callable[[Tensor], Tensor]] = {
             DENSE: lambda x: _through(x, (Dense(*one.parameters()) for one in self.dense)),
             "authors": self._authors,
             "one by one": self._one_by_one,
@@ -63,7 +68,7 @@ class Chain(nn.Module):
         return self.down, self.up, self.rule.A, self.bias, self.out
 
     def _each(self) -> Iterable[tuple[Tensor, ...]]:
-        """S and R down, bias, S and R up, bias, of each adapter."""
+        """S, R and bias of the down-projection, then of the up-projection, for each adapter."""
         return zip(
             *(self.down.S, self.down.R, self.bias, self.up.S, self.up.R, self.out), strict=True
         )
@@ -101,92 +106,101 @@ class Chain(nn.Module):
         return (V.flatten(-2) @ R.flatten(0, 1)).flatten(-2)
 
 
-def _through(x: Tensor, adapters: Iterable[Projections]) -> Tensor:
+def _through(x: Tensor, adapters: Iterable[ProjectionPair]) -> Tensor:
     for adapter in adapters:
         x = extend(x, x, adapter, activation="gelu_new", gate=None)
     return x
 
 
 def check(chain: Chain, x: Tensor) -> None:
-    """Raise an ``AssertionError`` unless all ways agree, and in the gradient of x too."""
-    found = {name: _values(way, x) for name, way in chain.ways.items()}
+    """Raise an ``AssertionError`` if outputs or gradients of x differ between implementations."""
+    found = {name: _values(variant, x) for name, variant in chain.variants.items()}
     for name, values in found.items():
         for own, expected in zip(values, found[DENSE], strict=True):
             torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def _values(way: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    output = way(x)
+def _values(variant: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    output = variant(x)
     (gradient,) = torch.autograd.grad(output.square().sum(), x)
     return output.detach(), gradient
 
 
 def measure(chain: Chain, x: Tensor, *, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of ``steps`` forward and backward passes: by way, of each round."""
+    """Seconds of ``steps`` forward and backward passes in each round, by implementation."""
     order = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in chain.ways}
+    times: dict[str, list[float]] = {name: [] for name in chain.variants}
     for number in tqdm(range(WARM_UP + rounds), leave=False):
-        for name in order.sample(list(chain.ways), len(chain.ways)):
-            seconds = _turn(chain, chain.ways[name], x, steps)
+        for name in order.sample(list(chain.variants), len(chain.variants)):
+            seconds = _time_steps(chain, chain.variants[name], x, steps)
             if number >= WARM_UP:
                 times[name].append(seconds)
     return times
 
 
-def _turn(chain: Chain, way: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> float:
+def _time_steps(chain: Chain, variant: Callable[[Tensor], Tensor], x: Tensor, steps: int) -> float:
     upstream = torch.ones_like(x)
-    _wait(x)
+    _synchronize(x)
     start = time.perf_counter()
     for _ in range(steps):
-        way(x).backward(upstream)
+        variant(x).backward(upstream)
         chain.zero_grad()
         x.grad = None
-    _wait(x)
+    _synchronize(x)
     return time.perf_counter() - start
 
 
-def _wait(x: Tensor) -> None:
+def _synchronize(x: Tensor) -> None:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m lightning_pelt.benchmark.variants",
-        description="Time of Compacter's adapters computed in different ways, over dense ones.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options.add_argument("--adapters", type=int, default=8)
-    options.add_argument("--width", type=int, default=768)
-    options.add_argument("--bottleneck", type=int, default=24)
-    options.add_argument("--n", type=int, default=4, help="Kronecker terms")
-    options.add_argument("--rank", type=int, default=1)
-    options.add_argument("--tokens", type=int, default=1024, help="of a batch")
-    options.add_argument("--rounds", type=int, default=15)
-    options.add_argument("--steps", type=int, default=5, help="of a turn")
-    options.add_argument("--device", default="cpu")
-    options.add_argument("--threads", type=int, default=2)
-    return options
+def compare(
+    adapters: int = 8,
+    width: int = 768,
+    bottleneck: int = 24,
+    n: int = 4,
+    rank: int = 1,
+    tokens: int = 1024,
+    rounds: int = 15,
+    steps: int = 5,
+    device: str = "cpu",
+    threads: int = 2,
+) -> dict[str, Ratio]:
+    """Print the time of each implementation of Compacter's adapters over that of dense adapters.
 
-
-def main(args: Sequence[str] | None = None) -> dict[str, Ratio]:
-    """Measure, print and return each way's time over that of dense adapters."""
-    given = parser().parse_args(args)
-    torch.set_num_threads(given.threads)
+    Args:
+        adapters: number of adapters.
+        width: input and output width of an adapter.
+        bottleneck: width of the bottleneck.
+        n: Kronecker terms.
+        rank: rank of the factors.
+        tokens: tokens of a batch.
+        rounds: measurements of each implementation.
+        steps: forward and backward passes of a measurement.
+        device: device of the adapters.
+        threads: CPU threads of torch.
+    """
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
-    chain = Chain(given.adapters, given.width, given.bottleneck, n=given.n, rank=given.rank)
-    chain = chain.to(given.device)
-    x = torch.randn(given.tokens, given.width, device=given.device, requires_grad=True)
+    chain = Chain(adapters, width, bottleneck, n=n, rank=rank).to(device)
+    x = torch.randn(tokens, width, device=device, requires_grad=True)
     check(chain, x)
-    times = measure(chain, x, rounds=given.rounds, steps=given.steps)
+    times = measure(chain, x, rounds=rounds, steps=steps)
     ratios = {name: ratio(seconds, times[DENSE]) for name, seconds in times.items()}
     print(
-        f"{given.adapters} adapters {given.width} -> {given.bottleneck}, n={given.n}, "
-        f"rank={given.rank}, {given.tokens} tokens, fp32, {given.device}, {given.threads} threads"
+        f"{adapters} adapters {width} -> {bottleneck}, n={n}, rank={rank}, {tokens} tokens, fp32, "
+        f"{device}, {threads} threads"
     )
     for name, r in ratios.items():
         print(f"{name:12}  {r.median:.2f} [{r.low:.2f}, {r.high:.2f}] of dense, min {r.least:.2f}")
     return ratios
+
+
+def main(args: Sequence[str] | None = None) -> dict[str, Ratio]:
+    """Run :func:`compare` with options of the command line."""
+    prog = "python -m lightning_pelt.benchmark.variants"
+    return auto_cli(compare, None if args is None else list(args), as_positional=False, prog=prog)
 
 
 if __name__ == "__main__":

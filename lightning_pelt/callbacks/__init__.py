@@ -3,10 +3,10 @@
 from lightning_pelt.callbacks.finite_guard import FiniteGuard
 from lightning_pelt.callbacks.gate_monitor import GateMonitor
 from lightning_pelt.callbacks.gate_schedule import GateSchedule
+from lightning_pelt.callbacks.mask_temperature import MaskTemperature
 from lightning_pelt.callbacks.parameter_count import ParameterCount
 from lightning_pelt.callbacks.pelt import PELTCallback
-from lightning_pelt.callbacks.predictions import WritePredictions
-from lightning_pelt.callbacks.temperature import MaskTemperature
+from lightning_pelt.callbacks.write_predictions import WritePredictions
 
 __all__ = [
     "FiniteGuard",

@@ -1,4 +1,4 @@
-"""Which gates have been low for so long that their submodules may go."""
+"""Which gates have stayed below a threshold for long enough to be closed."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from typing import Any
 
 
 class Pruning:
-    """Counts the validations in a row during which each gate's mean stays under a threshold.
+    """Counts the consecutive validations in which each gate's mean is below a threshold.
 
     Args:
-        below: the threshold, between 0 and 1; ``None`` prunes nothing.
-        after: how many validations in a row close a gate for good.
+        below: the threshold, between 0 and 1; None disables pruning.
+        after: number of consecutive validations after which a gate is closed permanently.
 
     Raises:
-        ValueError: for a threshold that no gate, or every gate, is under, or no validation at all.
+        ValueError: the threshold is not between 0 and 1, or ``after`` is below 1.
     """
 
     def __init__(self, below: float | None, after: int) -> None:
         if below is not None and not 0.0 < below < 1.0:
-            raise ValueError(f"prune_below={below} must lie between 0 and 1, as gates do")
+            raise ValueError(f"prune_below={below} must be between 0 and 1, the range of gates")
         if after < 1:
             raise ValueError(f"prune_after={after} must be at least one validation")
         self.below = below
         self.after = after
         self.closed: list[str] = []
-        self.rows: dict[str, int] = {}  # validations in a row under the threshold, by gate
+        self.low_validations: dict[str, int] = {}  # consecutive ones below the threshold, by gate
 
-    def judge(self, means: Mapping[str, float]) -> list[str]:
-        """Take in one validation's mean gates; the names of those that it closes for good."""
+    def update(self, means: Mapping[str, float]) -> list[str]:
+        """Count one validation, and return the names of the gates that it closes."""
         if self.below is None:
             return []
-        fresh = []
+        closed = []
         for name, mean in means.items():
             if name not in self.closed:
-                self.rows[name] = self.rows.get(name, 0) + 1 if mean < self.below else 0
-                if self.rows[name] >= self.after:
-                    fresh.append(name)
-        self.closed += fresh
-        return fresh
+                count = self.low_validations.get(name, 0) + 1 if mean < self.below else 0
+                self.low_validations[name] = count
+                if count >= self.after:
+                    closed.append(name)
+        self.closed += closed
+        return closed
 
     def state_dict(self) -> dict[str, Any]:
-        return {"pruned": list(self.closed), "below": dict(self.rows)}
+        return {"pruned": list(self.closed), "below": dict(self.low_validations)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.closed, self.rows = list(state["pruned"]), dict(state["below"])
+        self.closed, self.low_validations = list(state["pruned"]), dict(state["below"])

@@ -1,4 +1,4 @@
-"""Stop at the first number that is none, before it reaches the weights."""
+"""Stop at the first NaN or infinite loss, before the optimizer step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_pelt.attach import find_attachment
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
-# The scale of a weight that initialisations use, for growth from weights that begin as zeros.
+# The usual scale of an initial weight: the reference for the growth of weights that start at zero.
 TYPICAL_WEIGHT = 0.02
 
 
@@ -26,30 +26,36 @@ class NonFiniteError(RuntimeError):
 
 
 class FiniteGuard(Callback):
-    """Stop the fit when the loss or its gradients are not finite, and say which method it was.
+    """Stop at the first NaN or infinite loss, before the optimizer step.
 
-    The check comes after backward and right before the optimizer's step: the weights stay as the
-    last good step left them, and no checkpoint follows, not even one that would be saved on an
-    exception. Under data parallelism the gradients have been shared by then, so every rank stops at
-    the same step. A mixed-precision scaler skips steps whose gradients overflow; with one, only the
-    loss is checked.
+    The callback checks the loss and its gradients after backward. The weights stay those of the
+    last finite step, and no further checkpoint is saved, not even one on an exception. Under data
+    parallelism gradients are already reduced, so every rank stops at the same step. A scaler for
+    mixed precision skips steps whose gradients overflow; with a scaler only the loss is checked.
 
-    The price is one scalar that the host waits for per check, and the largest gradient behind it.
+    Each check computes the largest gradient and synchronizes with the device once.
 
     Args:
-        every_n_steps: optimizer steps between two checks. With more than 1 a bad loss is still
-            caught, but up to that many steps late, when the weights may have gone with it.
+        every_n_steps: optimizer steps between two checks. With more than 1, a loss that is not
+            finite is found up to that many steps late, and may have reached the weights.
 
     Raises:
-        NonFiniteError: with the step, the method that blew up first and the last checkpoint.
+        NonFiniteError: a loss or a gradient is not finite. The message names the step, the method
+            that failed first, and the last checkpoint.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_pelt import FiniteGuard
+        >>> trainer = Trainer(callbacks=[FiniteGuard()], logger=False)
+        >>> trainer.fit(module, data)  # doctest: +SKIP
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
-        self._loss: Tensor | None = None  # sum since the last check: one NaN makes it NaN
-        self._norms: dict[str, float] = {}  # of each method's weights when fit began
+        self._loss: Tensor | None = None  # sum since the last check
+        self._norms: dict[str, float] = {}  # of each method's weights at the start of fit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loss = None
@@ -77,16 +83,16 @@ class FiniteGuard(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> str:
         finite = bool(torch.isfinite(loss).all())
         what = "a gradient is not finite" if finite else f"the loss is {float(loss.sum()):g}"
-        saved = _last_checkpoint(trainer)
+        path = _last_checkpoint(trainer)
+        saved = f"Last checkpoint: {path}" if path else "No checkpoint yet"
         return (
             f"{what} at step {trainer.global_step} (epoch {trainer.current_epoch}, rank "
-            f"{trainer.global_rank}): {self._culprit(pl_module, finite)}. The optimizer has not "
-            f"taken this step. {f'Last checkpoint: {saved}' if saved else 'No checkpoint yet'}. "
-            "A smaller learning rate for that method, gradient_clip_val=1.0 or precision='32-true' "
-            "are what usually helps."
+            f"{trainer.global_rank}): {self._first_failure(pl_module, finite)}. The optimizer has "
+            f"not taken this step. {saved}. Try a smaller learning rate for that method, "
+            "gradient_clip_val=1.0 or precision='32-true'."
         )
 
-    def _culprit(self, pl_module: LightningModule, finite_loss: bool) -> str:
+    def _first_failure(self, pl_module: LightningModule, finite_loss: bool) -> str:
         groups = _groups(pl_module)
         for name, weights in groups.items():
             if not _all_finite(weights).item():
@@ -99,21 +105,21 @@ class FiniteGuard(Callback):
             for name, weights in groups.items():
                 if not _all_finite(p.grad for p in weights if p.grad is not None).item():
                     return f"the gradients of {name!r} are not finite"
-        return self._fastest_grown(groups)
+        return self._largest_growth(groups)
 
-    def _fastest_grown(self, groups: dict[str, list[nn.Parameter]]) -> str:
+    def _largest_growth(self, groups: dict[str, list[nn.Parameter]]) -> str:
         growth: dict[str, tuple[float, float, float]] = {}
         for name, weights in groups.items():
             before, now = self._norms.get(name, 0.0), _norm(weights)
             typical = TYPICAL_WEIGHT * math.sqrt(sum(_local(p).numel() for p in weights))
             growth[name] = (now / max(before or typical, 1e-12), before, now)
         if not growth:
-            return "no attached method was found to blame"
+            return "no method is attached"
         name = max(growth, key=lambda key: growth[key][0])
         _, before, now = growth[name]
         return (
-            "weights and gates are finite; what grew most since fit began is "
-            f"{name!r}, weight norm {before:.3g} -> {now:.3g}"
+            "weights and gates are finite; the weights that grew most since the start of fit are "
+            f"those of {name!r}, norm {before:.3g} -> {now:.3g}"
         )
 
 
@@ -131,12 +137,12 @@ def _gradients(optimizer: Optimizer) -> Iterable[Tensor]:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor: a diagnosis must not wait for the other ranks."""
+    """This rank's shard of a tensor: the report must not wait for the other ranks."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every entry is finite, as a tensor, so that nothing waits."""
+    """Whether every entry is finite, as a tensor, without a synchronization."""
     parts = [part for t in tensors if (part := _local(t.detach())).numel()]
     if not parts:
         return torch.tensor(True)
@@ -150,7 +156,7 @@ def _norm(weights: Iterable[Tensor]) -> float:
 
 
 def _save_nothing_more(trainer: Trainer) -> None:
-    """An exception would make these save the state that is being refused."""
+    """Disable checkpoints on an exception: they would save the state that is not finite."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             callback.save_on_exception = False

@@ -1,4 +1,4 @@
-"""Watch the gates: curves while training, a heat map per validation, a table at the end."""
+"""Monitor the gates: curves in training, a heat map per validation, a table at the end."""
 
 from __future__ import annotations
 
@@ -9,44 +9,50 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from tabulate import tabulate
 
-from lightning_pelt import plots
-from lightning_pelt.callbacks._reading import (
+from lightning_pelt.callbacks._gate_means import (
     GateMeans,
-    aligned,
-    attachment_of,
     log_scalars,
     logging_step,
     per_example,
+    require_attachment,
 )
+from lightning_pelt.reports import figures as plots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from lightning_pelt.gate import GateView
+    from lightning_pelt.methods.gate import GateView
 
 HEATMAP = "gate/heatmap"
 
 
 class GateMonitor(Callback):
-    """Log what the gates do.
+    """Log the values of the gates.
 
     Every ``every_n_steps`` steps each logger gets, from the last training batch,
 
     - ``gate/<block>/<site>``: the gate's mean over the batch,
     - ``gate/mean/<method>``: the mean over the method's gates,
-    - ``gate/spread/<method>``: how differently examples are gated: the standard deviation over the
-      batch, averaged over the method's gates.
+    - ``gate/spread/<method>``: the standard deviation over the examples of the batch, averaged over
+      the method's gates.
 
-    A gate per token is averaged over its tokens first. Reading costs one small tensor and one wait
-    for the device per logging step, none inside ``forward``. Under data parallelism the curves show
-    rank zero's part of the batch; the heat map and the table show all ranks'.
+    A gate per token is first averaged over its tokens. Logging reads one small tensor and
+    synchronizes with the device once; ``forward`` does not synchronize. Under data parallelism the
+    curves show the batch of rank zero, and the heat map and the table show all ranks.
 
     Args:
         every_n_steps: optimizer steps between two readings.
-        heatmap: after each validation draw the gates' means over it, blocks x sites, to W&B and
-            TensorBoard and, whatever the logger, to ``gates.png`` in the run's folder.
+        heatmap: after each validation, draw the means of the gates by block and site. The image
+            goes to W&B, TensorBoard, and ``gates.png`` in the folder of the run.
         table: print the last means at the end of fit.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_pelt import GateMonitor
+        >>> trainer = Trainer(callbacks=[GateMonitor(every_n_steps=50)], logger=False)
+        >>> trainer.fit(module, data)  # doctest: +SKIP
     """
 
     def __init__(self, every_n_steps: int = 10, heatmap: bool = True, table: bool = True) -> None:
@@ -55,25 +61,25 @@ class GateMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.heatmap = heatmap
         self.table = table
-        self.latest: dict[str, float] = {}  # gate name -> mean, of the last validation or reading
+        self.latest: dict[str, float] = {}  # the last means, by gate name
         self._gates: list[GateView] = []
         self._means: GateMeans | None = None
         self._last_step = -1
         self._picture: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._gates = list(attachment_of(pl_module, self).gates.values())
+        self._gates = list(require_attachment(pl_module, self).gates.values())
         self._last_step = -1
         if not self._gates:
             rank_zero_warn(
-                "GateMonitor has nothing to watch: no method of this plan has a gate. Give one "
-                "gate=Gate(), or use a gated plan such as UniPELT()."
+                "GateMonitor has no gates to monitor: no method of this plan has a gate. Give a "
+                "method gate=Gate(), or use a gated plan such as UniPELT()."
             )
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         step = logging_step(trainer)
         if step % self.every_n_steps or step == self._last_step:
-            return  # the same step again is a batch of one accumulated gradient
+            return  # the same step again: a later batch of an accumulated gradient
         self._last_step = step
         seen = [gate for gate in self._gates if gate.value is not None]
         if not seen:
@@ -83,12 +89,10 @@ class GateMonitor(Callback):
             self.latest = means
         log_scalars(trainer, scalars)
 
-    # -- the validation's heat map ------------------------------------------------------------
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._means = None
         if not trainer.sanity_checking:
-            gates = attachment_of(pl_module, self).gates.values()
+            gates = require_attachment(pl_module, self).gates.values()
             self._means = GateMeans(gates, pl_module.device) if gates else None
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +104,7 @@ class GateMonitor(Callback):
             return
         means, self._means = self._means.compute(trainer), None
         self.latest = means or self.latest
-        folder = trainer.log_dir or trainer.default_root_dir  # every rank must ask
+        folder = trainer.log_dir or trainer.default_root_dir  # every rank must read it
         writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.heatmap and means and writes:
             figure = plots.gate_heatmap(means)
@@ -111,14 +115,17 @@ class GateMonitor(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.table and self.latest and trainer.is_global_zero:
-            print(f"\nMean gate, 0 closed to 1 open\n\n{tabulate(self.latest)}\n", flush=True)
+            print(f"\nMean gate, 0 closed to 1 open\n\n{gate_table(self.latest)}\n", flush=True)
         if self._picture is not None:
-            print(f"The same as a picture: {self._picture}\n", flush=True)
+            print(f"Heat map: {self._picture}\n", flush=True)
         self._gates = []
 
 
 def summarise(gates: Iterable[GateView]) -> tuple[dict[str, float], dict[str, float]]:
-    """The means by gate, and all scalars by the names they are logged under; waits once."""
+    """The means by gate, and all scalars by the names they are logged under.
+
+    Synchronizes with the device once.
+    """
     gates = list(gates)
     device = gates[0].value.device  # type: ignore[union-attr]
     pairs = [
@@ -136,14 +143,15 @@ def summarise(gates: Iterable[GateView]) -> tuple[dict[str, float], dict[str, fl
     return means, scalars
 
 
-def tabulate(gates: Mapping[str, float]) -> str:
-    """A plain table of gates by name, ``"<block>/<site>"``: a row per block, a column per site."""
+def gate_table(gates: Mapping[str, float]) -> str:
+    """A plain table of gates named ``"<block>/<site>"``: a row per block, a column per site."""
     blocks, sites = plots.grid(gates)
-    rows = [["block", *sites]]
+    rows = []
     for block in blocks:
-        cells = [gates.get(f"{block}/{site}") for site in sites]
-        rows.append([block, *("" if cell is None else f"{cell:.3f}" for cell in cells)])
-    return aligned(rows)
+        means = [gates.get(f"{block}/{site}") for site in sites]
+        rows.append([block, *("" if mean is None else f"{mean:.3f}" for mean in means)])
+    align = ("left", *["right"] * len(sites))
+    return tabulate(rows, ["block", *sites], disable_numparse=True, colalign=align)
 
 
 def _log_image(logger: Logger, pixels: Any, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Open, close, hold and slow the methods of a plan while it trains."""
+"""Open, close and hold the methods of a plan in training, and scale their learning rates."""
 
 from __future__ import annotations
 
@@ -11,45 +11,54 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_pelt.attach import Attachment
+from lightning_pelt.callbacks._gate_means import (
+    GateMeans,
+    log_scalars,
+    logging_step,
+    require_attachment,
+)
+from lightning_pelt.callbacks._lr_factor import LRFactor
 from lightning_pelt.callbacks._pruning import Pruning
-from lightning_pelt.callbacks._rates import LentRates
-from lightning_pelt.callbacks._reading import GateMeans, attachment_of, log_scalars, logging_step
-from lightning_pelt.errors import unknown
-from lightning_pelt.schedule import Phase, Setting, Unit, evaluate, validate
+from lightning_pelt.training.phases import MethodSetting, Phase, Unit, evaluate, validate
+from lightning_pelt.utils.errors import unknown
 
 
 class GateSchedule(Callback):
-    """Give every method its phases, and close for good what its own gate does not want.
+    """Schedule the methods of a plan in phases, and prune submodules whose gates stay closed.
 
-    Nothing here changes what is trainable or which parameters the optimizer holds, so a schedule
-    is safe under DDP and resumes exactly: openness is a buffer of the gates, a held method loses
-    its gradients right before the optimizer's step, and a learning-rate factor is lent to the
-    method's parameter group for the length of that step only.
+    A schedule changes neither which parameters are trainable nor the optimizer's groups, so it is
+    safe under DDP and resumes exactly. Openness is a buffer of the gates, the gradients of a held
+    method are dropped before the optimizer's step, and a learning-rate factor applies to the
+    method's parameter group only during that step.
 
     Args:
-        phases: the phases of each method, in order; methods not named stay open and free. ``head``
-            and ``gate`` (all gates' weights) can be held or slowed too, but have no openness. A
-            method's factor applies to its own weights; its gates learn at the rate of ``gate``.
-        unit: whether the phases' ``until`` counts ``epoch`` or (optimizer) ``step``.
-        prune_below: close a gated submodule for good once its mean gate over the validation data
-            stays under this. Only validations during which its method is fully open count.
-        prune_after: after how many such validations in a row.
+        phases: the phases of each method, in order. Other methods stay open and are not held.
+            ``head`` and ``gate`` (the weights of all gates) can be held or scaled too, but have no
+            openness. The factor of a method applies to its own weights; its gates have the learning
+            rate of ``gate``.
+        unit: the unit of ``until`` in the phases: ``epoch`` or (optimizer) ``step``.
+        prune_below: close a gated submodule permanently when its mean gate over the validation data
+            stays below this. Only validations in which its method is fully open count.
+        prune_after: number of such consecutive validations.
 
     Raises:
-        ValueError: when built, for phases that contradict themselves; at the start of fit, for a
-            method that the plan lacks, a method without gates that is asked to close, and an
-            optimizer whose groups cannot give a method a learning rate of its own.
+        ValueError: on construction, for phases that are not in order; at the start of fit, for a
+            method that the plan lacks, for closing a method without gates, and for an optimizer
+            that has no separate group for a method with a learning-rate factor.
 
-    Example::
+    Example:
+        The prefix joins during epochs 2 and 3; then the adapter trains at half its learning rate.
 
-        # the prefix joins late, the adapter at half its learning rate once it has
-        GateSchedule(
-            {
-                "prefix": [Phase(until=1, state="closed"), Phase(until=3, state="ramp")],
-                "adapter": [Phase(until=3), Phase(lr_factor=0.5)],
-            },
-            prune_below=0.05,
-        )
+        >>> from lightning_pelt import GateSchedule, Phase
+        >>> schedule = GateSchedule(
+        ...     {
+        ...         "prefix": [Phase(until=1, state="closed"), Phase(until=3, state="ramp")],
+        ...         "adapter": [Phase(until=3), Phase(lr_factor=0.5)],
+        ...     },
+        ...     prune_below=0.05,
+        ... )
+        >>> schedule.pruned
+        []
     """
 
     def __init__(
@@ -61,37 +70,39 @@ class GateSchedule(Callback):
     ) -> None:
         if unit not in ("epoch", "step"):
             raise unknown("unit of a schedule", unit, ("epoch", "step"))
-        self.phases = {m: [Phase.of(p) for p in given] for m, given in (phases or {}).items()}
+        self.phases = {
+            m: [Phase.from_config(p) for p in given] for m, given in (phases or {}).items()
+        }
         for method, given in self.phases.items():
             validate(method, given)
         self.unit: Unit = unit
         self._pruning = Pruning(prune_below, prune_after)
-        self._settings: dict[str, Setting] = {}
+        self._settings: dict[str, MethodSetting] = {}
         self._attachment: Attachment | None = None
         self._means: GateMeans | None = None
-        self._rates = LentRates(self._factor)
+        self._rates = LRFactor(self._factor)
 
     @property
     def pruned(self) -> list[str]:
-        """The names of the gates that are closed for good, in the order in which they were."""
+        """The names of the permanently closed gates, in the order of closing."""
         return self._pruning.closed
 
-    # -- the plan and the optimizer are known: refuse what cannot work ------------------------
+    # -- the start of a fit -------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._attachment = attachment = attachment_of(pl_module, self)
+        self._attachment = attachment = require_attachment(pl_module, self)
         for method, phases in self.phases.items():
             _check_method(attachment, method, phases)
-        slowed = [m for m, given in self.phases.items() if any(p.lr_factor != 1.0 for p in given)]
-        if slowed:
-            self._rates.install(trainer.optimizers, attachment, slowed)
+        scaled = [m for m, given in self.phases.items() if any(p.lr_factor != 1.0 for p in given)]
+        if scaled:
+            self._rates.install(trainer.optimizers, attachment, scaled)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._apply(trainer, batch_idx=0, anew=True)
+        self._apply(trainer, batch_idx=0, force=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What a checkpoint restored into the gates may differ from what they believe to hold.
-        self._apply(trainer, batch_idx=0, anew=True)
+        # A strategy may restore the buffers of the gates without their load hooks.
+        self._apply(trainer, batch_idx=0, force=True)
 
     # -- every step ---------------------------------------------------------------------------
 
@@ -119,10 +130,11 @@ class GateSchedule(Callback):
                 for parameter in _parameters(self._attachment, method):
                     parameter.grad = None  # a zero gradient would still move AdamW
 
-    def _apply(self, trainer: Trainer, batch_idx: int, anew: bool = False) -> None:
+    def _apply(self, trainer: Trainer, batch_idx: int, force: bool = False) -> None:
+        """Evaluate the phases and set the openness of gates that changed; with force, of all."""
         assert self._attachment is not None
         batches = trainer.num_training_batches
-        epoch = trainer.current_epoch + batch_idx / batches  # 0 of a stream without a length
+        epoch = trainer.current_epoch + batch_idx / batches  # batches is inf for a stream
         self._settings = {
             method: evaluate(phases, step=trainer.global_step, epoch=epoch, unit=self.unit)
             for method, phases in self.phases.items()
@@ -135,11 +147,11 @@ class GateSchedule(Callback):
                 openness = self._settings[gate.method].open
             else:
                 continue
-            if anew or gate.open != openness:
+            if force or gate.open != openness:
                 gate.set_open(openness)
 
-    def _setting(self, method: str) -> Setting:
-        return self._settings.get(method, Setting())
+    def _setting(self, method: str) -> MethodSetting:
+        return self._settings.get(method, MethodSetting())
 
     def _factor(self, method: str) -> float:
         return self._setting(method).lr_factor
@@ -157,33 +169,33 @@ class GateSchedule(Callback):
             self._means.update()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before ModelCheckpoint saves, which it does at the validation's very end.
+        # ModelCheckpoint saves later, at the end of the validation.
         if self._means is None:
             return
         assert self._attachment is not None
         gates = self._attachment.gates
         means, self._means = self._means.compute(trainer), None
-        # The mean of a gate that the schedule holds down says what the schedule wants.
-        own = {n: m for n, m in means.items() if self._setting(gates[n].method).open == 1.0}
-        for name in self._pruning.judge(own):
+        # While the schedule lowers a gate, its mean does not show what the gate has learned.
+        counted = {n: m for n, m in means.items() if self._setting(gates[n].method).open == 1.0}
+        for name in self._pruning.update(counted):
             gates[name].set_open(0.0)
             rank_zero_info(
-                f"GateSchedule closes {name} for good: its mean gate, now {means[name]:.4f}, was "
-                f"below {self._pruning.below} in {self._pruning.after} validations in a row."
+                f"GateSchedule closes {name} permanently: its mean gate, now {means[name]:.4f}, "
+                f"was below {self._pruning.below} in {self._pruning.after} consecutive validations."
             )
         log_scalars(trainer, {"schedule/pruned": float(len(self.pruned))})
 
-    # -- leaving, and coming back -------------------------------------------------------------
+    # -- the end of a fit, and checkpoints ----------------------------------------------------
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._leave()
+        self._reset()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._leave()
+        self._reset()
 
-    def _leave(self) -> None:
+    def _reset(self) -> None:
         self._rates.remove()
         self._attachment = self._means = None
 
@@ -204,8 +216,8 @@ def _check_method(attachment: Attachment, method: str, phases: list[Phase]) -> N
     if not gated and any(phase.state != "open" for phase in phases):
         raise ValueError(
             f"{method!r} has no gates{' in some blocks' if len(own) > 1 else ''}, so a schedule "
-            "can neither close nor ramp it, only hold or slow it: give the method gate=Gate(), or "
-            "gate=Gate(learned=False) for one that only schedules move"
+            "can hold it or scale its learning rate, but not close or ramp it: give the method "
+            "gate=Gate(), or gate=Gate(learned=False) for a gate that only schedules change"
         )
 
 

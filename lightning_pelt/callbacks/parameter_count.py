@@ -1,4 +1,4 @@
-"""Say at the start of a fit what is trained, what will be deployed, and what it weighs."""
+"""Print and log numbers of parameters and the size of a checkpoint at the start of a fit."""
 
 from __future__ import annotations
 
@@ -6,39 +6,57 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tabulate import tabulate
 
-from lightning_pelt.callbacks._reading import aligned, attachment_of
-from lightning_pelt.ownership import plain
+from lightning_pelt.attach.state_dict_hooks import plain
+from lightning_pelt.callbacks._gate_means import require_attachment
+from lightning_pelt.utils.text import readable_bytes
 
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
 
 class ParameterCount(Callback):
-    """Print and log the numbers of parameters of each method.
+    """Print and log the numbers of parameters of each method when a fit starts.
 
-    Per method: what is *trained*, what is *deployed* (a prefix's shared MLP folded into the prefix
-    it computes), its *gates*, and the *share* of the backbone that the deployed weights and gates
-    add, in percent. Then the head, the backbone, and the bytes that a checkpoint's own tensors
-    take. Every logger gets the numbers once, as hyperparameters: ``parameters/<method>/trained``,
-    ``.../deployed``, ``.../gates``, ``.../share``, ``parameters/head``, ``parameters/backbone``,
-    ``parameters/bytes``, the sums over the methods under ``parameters/total/...`` and, with gates,
-    head and (in full fine-tuning) the backbone, ``parameters/trained``.
+    The table shows, for each method, the *trained* parameters, the *deployed* ones (of a prefix
+    with an MLP only the prefix remains), those of its *gates*, and deployed weights and gates as a
+    *share* of the backbone in percent. Below it are the head, the backbone, and the bytes of the
+    tensors in a checkpoint.
 
-    The counts were taken when the plan was attached, so that sharding does not change them.
+    Every logger gets the numbers once, as hyperparameters: ``parameters/<method>/trained``,
+    ``.../deployed``, ``.../gates`` and ``.../share``; the sums over the methods as
+    ``parameters/total/...``; ``parameters/head``, ``parameters/backbone``, ``parameters/bytes``;
+    and ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone.
+
+    Parameters are counted when the plan is attached, so sharding does not change the numbers.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_pelt import LoRA, ParameterCount, PELTModule, Plan
+        >>> minilm = "sentence-transformers/all-MiniLM-L6-v2"
+        >>> module = PELTModule(minilm, Plan.uniform(LoRA(r=8)), labels=["no", "yes"])
+        >>> trainer = Trainer(callbacks=[ParameterCount()], logger=False)
+        >>> trainer.fit(module, data)  # doctest: +SKIP
+        method      trained    deployed    gates    of backbone
+        --------  ---------  ----------  -------  -------------
+        lora         73,728      73,728        0          0.32%
+        total        73,728      73,728        0          0.32%
+        <BLANKLINE>
+        head 770, backbone 22,713,216 (frozen); the tensors in a checkpoint take 291.0 KiB
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        attachment = attachment_of(pl_module, self)
+        attachment = require_attachment(pl_module, self)
         numbers = count(attachment)
         if trainer.is_global_zero:
-            print(f"\n{tabulate(attachment, numbers)}\n", flush=True)
+            print(f"\n{parameter_table(attachment, numbers)}\n", flush=True)
         for logger in trainer.loggers:
             logger.log_hyperparams(numbers)
 
 
 def count(attachment: Attachment) -> dict[str, float]:
-    """All numbers by the names they are logged under; ``share`` in percent, the rest whole."""
+    """All numbers by the names they are logged under. ``share`` is in percent."""
     numbers: dict[str, float] = {}
     kinds = ("trained", "deployed", "gates")
     backbone = attachment.backbone_size
@@ -64,7 +82,7 @@ def count(attachment: Attachment) -> dict[str, float]:
 
 
 def owned_bytes(attachment: Attachment) -> int:
-    """The bytes of the tensors that a checkpoint keeps, in their dtypes, shared ones once."""
+    """Bytes of the tensors in a checkpoint, in their dtypes. Shared tensors count once."""
     own: dict[int, torch.Tensor] = {}
     for tensors in (attachment.model.named_parameters, attachment.model.named_buffers):
         for name, tensor in tensors(remove_duplicate=False):
@@ -73,25 +91,17 @@ def owned_bytes(attachment: Attachment) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
 
 
-def tabulate(attachment: Attachment, numbers: dict[str, float]) -> str:
+def parameter_table(attachment: Attachment, numbers: dict[str, float]) -> str:
     """The numbers as a plain table for the terminal."""
     header = ["method", "trained", "deployed", "gates", "of backbone"]
-    rows = [header]
+    rows = []
     for name in [*attachment.counts, "total"]:
         counted = [numbers[f"parameters/{name}/{kind}"] for kind in header[1:4]]
         share = numbers[f"parameters/{name}/share"]
         rows.append([name, *(f"{n:,.0f}" for n in counted), f"{share:.2f}%"])
+    table = tabulate(rows, header, disable_numparse=True, colalign=("left", *["right"] * 4))
     return (
-        f"{aligned(rows)}\n\nhead {attachment.head_size:,}, backbone {attachment.backbone_size:,} "
+        f"{table}\n\nhead {attachment.head_size:,}, backbone {attachment.backbone_size:,} "
         f"({'trained' if attachment.plan.train_base else 'frozen'}); "
-        f"a checkpoint's own tensors take {readable_bytes(numbers['parameters/bytes'])}"
+        f"the tensors in a checkpoint take {readable_bytes(numbers['parameters/bytes'])}"
     )
-
-
-def readable_bytes(size: float) -> str:
-    """``5242880`` as ``5.0 MiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

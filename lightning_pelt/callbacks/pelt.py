@@ -1,4 +1,4 @@
-"""``PELTCallback``: attaches a plan to the model inside somebody else's LightningModule."""
+"""``PELTCallback``: attaches a plan to the model inside any LightningModule."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
 from lightning_pelt.attach import attach, find_attachment
-from lightning_pelt.optim import make_portable
-from lightning_pelt.ownership import refuse_other_plan
-from lightning_pelt.plan import Plan
-from lightning_pelt.seeding import StepSeed
+from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
+from lightning_pelt.plans import Plan
+from lightning_pelt.training.param_groups import make_portable
+from lightning_pelt.training.step_seed import StepSeed
 
 
 class PELTCallback(Callback):
     """Freezes the Hugging Face model inside any LightningModule and attaches a plan to it.
 
-    Nothing else in the module changes: its own heads, losses and ``configure_optimizers`` stay as
-    they are, the latter seeing submodules that require gradients and a base that does not.
-    Checkpoints leave the frozen base out and restore without it. torch's generators are seeded anew
-    before every training batch, so that a resumed run draws what it would have drawn.
+    Nothing else in the module changes: its heads, losses and ``configure_optimizers`` stay as they
+    are. In ``configure_optimizers`` the submodules require gradients and the base does not.
+    Checkpoints leave the frozen base out and restore without it. torch's generators are seeded
+    before every training batch, so that a resumed run draws the same random numbers.
 
-    It attaches right after the module's own ``configure_model``, before any strategy wraps it. Put
-    it before callbacks that call ``configure_model`` themselves, such as ``WeightAveraging``.
+    The plan is attached after the module's own ``configure_model``, before a strategy wraps the
+    module. Place this callback before callbacks that call ``configure_model`` themselves, such as
+    ``WeightAveraging``.
 
     Args:
         plan: what is attached where.
-        path: of the Hugging Face model in the module, where there are several.
-        head: modules of the Hugging Face model that are trained; by default a newly made head.
-        base_dropout: whether the frozen base's dropout is on in training.
+        path: of the Hugging Face model in the module, needed if there are several.
+        head: modules of the Hugging Face model to train; by default a newly initialized head.
+        base_dropout: whether the dropout of the frozen base is active in training.
         seed: of the new weights.
 
-    Example::
-
-        trainer = Trainer(callbacks=[PELTCallback(UniPELT()), GateMonitor()])
-        trainer.fit(your_module, datamodule)
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_pelt import GateMonitor, PELTCallback, UniPELT
+        >>> callbacks = [PELTCallback(UniPELT()), GateMonitor()]
+        >>> trainer = Trainer(callbacks=callbacks, logger=False)
+        >>> trainer.fit(your_module, datamodule)  # doctest: +SKIP
     """
 
     def __init__(
@@ -53,10 +56,10 @@ class PELTCallback(Callback):
         self.step_seed = StepSeed()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pl_module.strict_loading = False  # the base is not in checkpoints; our load hook is strict
-        if not isinstance(getattr(pl_module.configure_model, "__self__", None), _Configured):
-            configured = _Configured(self, pl_module, pl_module.configure_model)
-            pl_module.configure_model = configured.configure_model  # type: ignore[method-assign]
+        pl_module.strict_loading = False  # checkpoints lack the base; the load hook checks the rest
+        if not isinstance(getattr(pl_module.configure_model, "__self__", None), _AttachAfter):
+            attaching = _AttachAfter(self, pl_module, pl_module.configure_model)
+            pl_module.configure_model = attaching.configure_model  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         attachment = find_attachment(pl_module)
@@ -86,11 +89,11 @@ class PELTCallback(Callback):
         self.step_seed.seed = state_dict["step_seed"]
 
 
-class _Configured:
-    """A module's ``configure_model`` with the attaching behind it.
+class _AttachAfter:
+    """Replaces ``configure_model`` of a module: calls the original, then attaches the plan.
 
-    A bound method of an object, not a closure: Lightning asks whether the hook is overridden by
-    comparing code, and copies of the module must copy it.
+    The replacement is a bound method of an object, not a closure: Lightning compares code to find
+    out whether the hook is overridden, and copies of the module must copy the replacement.
     """
 
     def __init__(
@@ -106,10 +109,14 @@ class _Configured:
         attach(self.module, options.plan, seed=options.seed, path=options.path, head=options.head)
 
     def _refuse_shards(self) -> None:
-        """What is attached to sharded modules would not be reduced: ranks would drift apart."""
+        """Raise if the model is sharded already: gradients of new submodules would not be reduced.
+
+        Raises:
+            ValueError: the module has sharded parameters.
+        """
         if any(isinstance(parameter, DTensor) for parameter in self.module.parameters()):
             raise ValueError(
-                f"{type(self.module).__name__} shards its model in configure_model, before "
-                "anything is attached to it: call lightning_pelt.attach(model, plan) there, with "
-                "PELTCallback's plan, before fully_shard"
+                f"{type(self.module).__name__} shards its model in configure_model before the plan "
+                "is attached: call lightning_pelt.attach(model, plan) there, with the plan of "
+                "PELTCallback, before fully_shard"
             )

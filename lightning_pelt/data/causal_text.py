@@ -1,28 +1,32 @@
-"""Plain text, for decoders."""
+"""Plain texts of files or hub data sets, for decoders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_pelt.data.collate import IGNORED
-from lightning_pelt.data.reading import Column, Text
-from lightning_pelt.data.tables import TableDataModule
+from lightning_pelt.data._table_io import Column, Text
+from lightning_pelt.data.collator import IGNORED
+from lightning_pelt.data.table import TableDataModule
 
 
 class CausalText(TableDataModule):
-    """The next token of a text. The labels of a batch are its ``input_ids``, -100 on padding.
+    """Texts for next-token prediction. The labels are the ``input_ids``, with -100 on padding.
 
-    With a ``prompt`` column a row is the prompt followed by the text, as they stand: the tokens of
-    the prompt get no loss, and only the prompt is given when predicting. A row that is too long
-    loses the beginning of its prompt, so that there is always text to learn.
+    With a ``prompt`` column a row is the prompt followed directly by the text. The tokens of the
+    prompt get no loss, and prediction starts from the prompt alone. In a row that is too long the
+    beginning of the prompt is cut, so that the text remains.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
         text: name of the column of the text.
-        prompt: name of the column of what stands before the text.
-        end: whether the end-of-text token follows a text that is not cut.
+        prompt: name of the column of the prompt.
+        end: whether to append the end-of-text token to a text that is not cut.
         **table: see :class:`TableDataModule` (train, dev, test, predict, dataset, ...).
+
+    Example::
+
+        data = CausalText("gpt2", train="train.jsonl", prompt="question", text="answer")
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class CausalText(TableDataModule):
         return [self.text, *([self.prompt] if self.prompt else [])]
 
     def columns(self, split: str) -> Mapping[str, Column]:
-        """``text``, and ``prompt`` where there is one; it suffices for a prediction."""
+        """``text``, and ``prompt`` if there is one; a row to predict needs only the prompt."""
         columns = {}
         if self.prompt:
             columns["prompt"] = Column(self.prompt, Text())
@@ -53,39 +57,39 @@ class CausalText(TableDataModule):
         return columns
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
-        """Tokens of prompt and text, and ``labels``: the same, -100 on the prompt's."""
+        """Tokens of prompt and text, and ``labels``: the same with -100 on the prompt."""
         if split == "predict":
-            begun = self.tokenizer(rows["prompt" if self.prompt else "text"])["input_ids"]
-            return _columns([self._open(ids)[-self.max_length :] for ids in begun])
-        special = self.prompt is None  # else the prompt begins with the special tokens
+            starts = self.tokenizer(rows["prompt" if self.prompt else "text"])["input_ids"]
+            return _columns([self._without_end(ids)[-self.max_length :] for ids in starts])
+        special = self.prompt is None  # else the prompt starts with the special tokens
         texts = self.tokenizer(rows["text"], add_special_tokens=special)["input_ids"]
-        texts = [self._closed(ids) for ids in texts]
+        texts = [self._with_end(ids) for ids in texts]
         if self.prompt is None:
             return {**_columns(texts), "labels": texts}
         ids, labels = [], []
         for prompt, text in zip(self.tokenizer(rows["prompt"])["input_ids"], texts, strict=True):
             room = self.max_length - len(text)
-            prompt = self._open(prompt)[-room:] if room else []
+            prompt = self._without_end(prompt)[-room:] if room else []
             ids.append([*prompt, *text])
             labels.append([IGNORED] * len(prompt) + text)
         return {**_columns(ids), "labels": labels}
 
-    def _open(self, ids: list[int]) -> list[int]:
-        """Without the end-of-text token, with which some tokenizers close everything."""
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Remove the end-of-text token that some tokenizers append."""
         return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids
 
-    def _closed(self, ids: list[int]) -> list[int]:
-        """With or without that token, as ``end`` has it, and cut to ``max_length``."""
-        ids = self._open(ids)[: self.max_length]
+    def _with_end(self, ids: list[int]) -> list[int]:
+        """Append the end-of-text token if ``end`` is set, and cut to ``max_length``."""
+        ids = self._without_end(ids)[: self.max_length]
         end = self.tokenizer.eos_token_id
         if not self.end or end is None:
             return ids
         return [*ids, end][: self.max_length]
 
-    def widths(self) -> dict[str, int]:
-        """The labels are as wide as the text."""
-        widths = super().widths()
-        return {**widths, "labels": self.max_length} if widths else {}
+    def fixed_lengths(self) -> dict[str, int]:
+        """With a fixed length, that of the labels too."""
+        lengths = super().fixed_lengths()
+        return {**lengths, "labels": self.max_length} if lengths else {}
 
 
 def _columns(ids: list[list[int]]) -> dict[str, list[Any]]:

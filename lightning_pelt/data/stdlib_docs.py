@@ -1,4 +1,4 @@
-"""A topic data set out of the running Python: which chapter is a docstring from?"""
+"""A topic data set from the running Python: the chapter of a docstring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from lightning_pelt.data.base import TextDataModule
 
-# The chapters of the library reference, and modules of each that are imported without a sound.
+# Chapters of the library reference, and modules of each that can be imported without side effects.
 CHAPTERS = {
     "text": "string re difflib textwrap unicodedata stringprep readline rlcompleter",
     "data types": "datetime zoneinfo calendar collections heapq bisect array weakref types copy "
@@ -51,19 +51,27 @@ CHAPTERS = {
 
 
 class StdlibDocs(TextDataModule):
-    """Topic classification of docstrings: real English text without a download.
+    """Topic classification of docstrings: English text without a download.
 
-    A row is the first paragraph of a docstring of Python's standard library, of five words or
-    more; its label is the chapter of the library reference. About 4,300 texts in 16 chapters,
-    collected in half a second; they differ a little between versions of Python.
+    A row is the first paragraph of a docstring in Python's standard library, if it has five words
+    or more. The label is the chapter of the library reference. There are about 4,300 texts in 16
+    chapters, collected in half a second; the texts differ slightly between versions of Python.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
-        min_rows: chapters with fewer texts are left out.
-        test_rows: rows of the test split.
-        dev_rows: rows of the dev split.
-        data_seed: of the choice of the splits.
+        min_rows: drop chapters with fewer texts.
+        test_rows: number of rows of the test split.
+        dev_rows: number of rows of the dev split.
+        data_seed: seed of the choice of the splits.
         **common: see :class:`TextDataModule`.
+
+    Example:
+        >>> from lightning_pelt import StdlibDocs
+        >>> data = StdlibDocs(min_rows=200, test_rows=100, dev_rows=50)
+        >>> "operating system" in data.labels
+        True
+        >>> len(data.rows("test"))
+        100
     """
 
     def __init__(
@@ -91,21 +99,21 @@ class StdlibDocs(TextDataModule):
 
     @property
     def labels(self) -> list[str]:
-        """The chapters that are kept."""
+        """The chapters with at least ``min_rows`` texts."""
         return self._collected[0]
 
     def read(self) -> dict[str, Dataset]:
-        """Train, dev and test: a random partition that follows from ``data_seed``.
+        """Train, dev and test: a random partition by ``data_seed``.
 
         Raises:
-            ValueError: if dev and test leave nothing to train on.
+            ValueError: dev and test take all texts.
         """
         labels, rows = self._collected
         held_out = self.dev_rows + self.test_rows
         if held_out >= len(rows):
             raise ValueError(
-                f"test_rows {self.test_rows} and dev_rows {self.dev_rows} leave nothing of the "
-                f"{len(rows)} texts to train on: lower them, or min_rows"
+                f"test_rows {self.test_rows} and dev_rows {self.dev_rows} leave none of the "
+                f"{len(rows)} texts for training: lower them, or min_rows"
             )
         order = np.random.default_rng(self.data_seed).permutation(len(rows))
         parts = np.split(order, [self.test_rows, held_out])
@@ -126,14 +134,15 @@ class StdlibDocs(TextDataModule):
 
 
 def collect() -> list[tuple[str, str]]:
-    """``(text, chapter)`` of the running Python's docstrings, found by a fresh interpreter.
+    """Collect ``(text, chapter)`` of the docstrings of the running Python in a new interpreter.
 
     Raises:
-        RuntimeError: if that interpreter fails.
+        RuntimeError: the interpreter fails.
     """
     chapters = {chapter: modules.split() for chapter, modules in CHAPTERS.items()}
+    script = Path(__file__).with_name("_stdlib_walk.py")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "utf8", Path(__file__).with_name("stdlib_walk.py")],
+        [sys.executable, "-I", "-S", "-X", "utf8", script],
         input=json.dumps(chapters),
         capture_output=True,
         encoding="utf-8",

@@ -1,4 +1,4 @@
-"""Classification and regression of the user's own texts."""
+"""Texts of files or hub data sets, with labels or numbers."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from typing import Any, Literal
 
 from datasets import ClassLabel
 
-from lightning_pelt.data.reading import Class, Column, Number, Text, label_names
-from lightning_pelt.data.tables import TableDataModule
+from lightning_pelt.data._table_io import Column, Label, Number, Text, label_names
+from lightning_pelt.data.table import TableDataModule
 
 
 class TextClassification(TableDataModule):
-    """A label, or a number, for a text or a pair of texts.
+    """Texts or pairs of texts with a label or a number.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
         text: name of the column of the text.
         text2: name of the column of the second text, for pairs.
         label: name of the column of the label.
-        labels: the names of the classes, by index; by default those in train, sorted.
-        task: "regression" reads the label as a number; there are no classes then.
+        labels: names of the classes by index; by default the sorted labels of train.
+        task: "regression" reads the label as a number.
         **table: see :class:`TableDataModule` (train, dev, test, predict, dataset, ...).
+
+    Example::
+
+        data = TextClassification(
+            "sentence-transformers/all-MiniLM-L6-v2",
+            train="train.csv",
+            test="test.csv",
+            text="review",
+            label="stars",
+        )
     """
 
     def __init__(
@@ -45,30 +55,30 @@ class TextClassification(TableDataModule):
 
     @property
     def pair(self) -> bool:
-        """Whether there is a second text."""
+        """Whether a row has a second text."""
         return self.text2 is not None
 
     @cached_property
     def labels(self) -> list[str] | None:
-        """The names of the classes, by index; None for regression.
+        """Names of the classes by index; None for regression.
 
         Raises:
-            ValueError: if neither ``labels`` nor ``train`` says what they are.
+            ValueError: neither ``labels`` nor ``train`` is given.
         """
         if self.task == "regression":
             return None
         if self.given_labels:
             return [str(label) for label in self.given_labels]
-        if "train" not in self.places:
+        if "train" not in self.locations:
             raise ValueError("the labels are unknown: give labels=[...], or train= to collect them")
         return label_names(self.tables["train"], self.label)
 
     def strings(self) -> list[str]:
-        """All columns of ours: "007" and "NA" are texts and labels like any other."""
+        """Texts and label, so that "007" and "NA" are read literally."""
         return [self.text, self.label, *([self.text2] if self.text2 else [])]
 
     def columns(self, split: str) -> Mapping[str, Column]:
-        """``text``, ``text2`` for pairs, and ``label`` unless it is to be predicted."""
+        """``text``, ``text2`` for pairs, and ``label`` unless the split is predict."""
         columns = {"text": Column(self.text, Text())}
         if self.text2:
             columns["text2"] = Column(self.text2, Text())
@@ -76,14 +86,14 @@ class TextClassification(TableDataModule):
             columns["label"] = Column(self.label, self._kind(split))
         return columns
 
-    def _kind(self, split: str) -> Number | Class:
+    def _kind(self, split: str) -> Number | Label:
         if self.labels is None:
             return Number()
         feature = self.tables[split].rows.features.get(self.label)
-        return Class(tuple(self.labels), indexed=isinstance(feature, ClassLabel))
+        return Label(tuple(self.labels), indexed=isinstance(feature, ClassLabel))
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
-        """Tokens, and the label's index or number."""
+        """Tokens, and the index of the label or the number."""
         tokens = self.tokenizer(
             rows["text"], rows.get("text2"), truncation=True, max_length=self.max_length
         )

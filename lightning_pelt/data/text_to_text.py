@@ -1,4 +1,4 @@
-"""A text for a text: the user's own sources and targets, for encoder-decoders."""
+"""Source and target texts of files or hub data sets, for encoder-decoders."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_pelt.data.reading import Column, Text
-from lightning_pelt.data.tables import TableDataModule
+from lightning_pelt.data._table_io import Column, Text
+from lightning_pelt.data.table import TableDataModule
 
 
 class TextToText(TableDataModule):
-    """A target text for each source text. The labels of a batch are the target's tokens.
+    """Source texts with target texts. The labels of a batch are the tokens of the targets.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
         source: name of the column of the source.
         target: name of the column of the target.
-        prefix: put before each source ("summarize: ").
+        prefix: prepended to each source ("summarize: ").
         max_target_length: tokens per target; by default ``max_length``.
-        label_names: the targets that there are, for metrics of classification.
+        label_names: all possible targets, for metrics of classification.
         **table: see :class:`TableDataModule` (train, dev, test, predict, dataset, ...).
+
+    Example::
+
+        data = TextToText("t5-small", train="train.jsonl", source="article", target="summary")
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class TextToText(TableDataModule):
         return [self.source, self.target]
 
     def columns(self, split: str) -> Mapping[str, Column]:
-        """``source``, and ``target`` unless it is to be predicted."""
+        """``source``, and ``target`` unless the split is predict."""
         columns = {"source": Column(self.source, Text())}
         if split != "predict":
             columns["target"] = Column(self.target, Text())
@@ -71,5 +75,5 @@ class TextToText(TableDataModule):
 def encode_targets(
     tokenizer: PreTrainedTokenizerBase, targets: list[str], max_length: int
 ) -> list[list[int]]:
-    """The tokens of target texts, as the decoder is to produce them."""
+    """The token ids of target texts, as labels of the decoder."""
     return tokenizer(text_target=targets, truncation=True, max_length=max_length)["input_ids"]

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a small two-layer network after, or beside, a sublayer."""
+"""Bottleneck adapters: a small two-layer network after, or parallel to, a sublayer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_pelt import bottleneck, placement
-from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.bottleneck import Dense, extend
-from lightning_pelt.gate import Gate, GateView
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.placement import Placement
+from lightning_pelt.anatomy import Site
+from lightning_pelt.methods._bottleneck import BottleneckMethod, Dense, extend
+from lightning_pelt.methods._sublayer_hooks import Placement, hook_sublayer
+from lightning_pelt.methods.base import Cost, Part, Place
+from lightning_pelt.methods.gate import Gate, GateView
 
 
 @dataclass(frozen=True)
-class Adapter(Method):
+class Adapter(BottleneckMethod):
     r"""Bottleneck adapter, :math:`z = f + g \, W_{up}\,\phi(W_{down} h + b_{down}) + g \, b_{up}`
     (Houlsby et al., 2019; https://arxiv.org/abs/1902.00751).
 
@@ -25,18 +24,27 @@ class Adapter(Method):
 
     - ``sequential``: ``h = f``.
     - ``parallel``: ``h`` is the sublayer's input (He et al., 2022; https://arxiv.org/abs/2110.04366).
-    - ``unipelt``: ``h = LN(f + a)`` with the block's own norm and residual ``a``, which then runs a
-      second time over ``z + a``, as in the code of Pfeiffer et al. and of UniPELT. For blocks that
+    - ``unipelt``: ``h = LN(f + a)`` with the block's norm and residual ``a``; the norm then runs a
+      second time, over ``z + a``, as in the code of Pfeiffer et al. and of UniPELT. For blocks that
       normalise after the sum: BERT, RoBERTa, DeBERTa, DistilBERT, BART, ...
-    - ``auto``: ``unipelt`` where the block allows it, else ``sequential``.
+    - ``auto``: ``unipelt`` if the block allows it, else ``sequential``.
 
     Args:
-        bottleneck: its width; by default ``reduction_factor`` times smaller than the model's.
+        bottleneck: width of the bottleneck; by default the model's width divided by
+            ``reduction_factor``.
+        reduction_factor: see ``bottleneck``.
         sites: ``ffn``, ``attention``, ``cross_attention``.
         activation: ``relu``, ``gelu``, ``gelu_new`` (its tanh approximation), ``silu``, ``tanh``.
-        init_std: of both projections; biases start at 0.
-        gate: None is ungated. It reads ``h``.
+        init_std: standard deviation of both projections; biases start at 0.
+        gate: None for ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.
+
+    Example:
+        >>> from lightning_pelt import Adapter, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> plan = Plan.uniform(Adapter(bottleneck=4, sites=["attention", "ffn"]))
+        >>> attach(tiny_bert(), plan).counts["adapter"].trained
+        1168
     """
 
     bottleneck: int | None = None
@@ -48,31 +56,26 @@ class Adapter(Method):
     gate: Gate | None = None
     name: str = "adapter"
 
-    def __post_init__(self) -> None:
-        placement.check(self.placement)
-        bottleneck.check(self)
-
-    def where(self, anatomy: Anatomy) -> list[Site]:
-        return placement.sublayers(anatomy, self.sites, self.placement)
-
-    def gate_width(self, site: Site) -> int:
-        return placement.reads(site, self.placement)
+    def cost(self, sites: Sequence[Site]) -> Cost:
+        reads = sum(self.reads(site) for site in sites)
+        writes = sum(site.d_out for site in sites)
+        return Cost(writes, reads + writes + len(sites))
 
     def build(self, place: Place) -> list[Part]:
         parts = []
         for site, gate in zip(place.sites, place.gates, strict=True):
-            net = Bottleneck(self, site, gate, placement.reads(site, self.placement))
-            placed = placement.place(net, site, self.placement)
-            parts.append(Part(placed.host, f"{self.name}_{site.role}", placed))
+            net = Bottleneck(self, site, gate)
+            hooked = hook_sublayer(net, site, self.placement)
+            parts.append(Part(hooked.host, f"{self.name}_{site.role}", hooked))
         return parts
 
 
 class Bottleneck(nn.Module):
-    """Down-projection, activation, gated up-projection, added to what it is given."""
+    """Down-projection, activation and gated up-projection, added to the output."""
 
-    def __init__(self, method: Adapter, site: Site, gate: GateView | None, d_in: int) -> None:
+    def __init__(self, method: Adapter, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        width = method.bottleneck or max(1, site.d_out // method.reduction_factor)
+        width, d_in = method.width(site), method.reads(site)
         self.gate, self.method = gate, method
         self.down = nn.Parameter(torch.empty(width, d_in))
         self.down_bias = nn.Parameter(torch.zeros(width))

@@ -1,4 +1,4 @@
-"""BitFit: only biases are tuned."""
+"""BitFit: trains biases only."""
 
 from __future__ import annotations
 
@@ -9,35 +9,46 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.gate import Gate, GateView
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Channels, Removable, Submodule
+from lightning_pelt.methods.base import Cost, Method, Part, Place
+from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
 
 
 @dataclass(frozen=True)
 class BitFit(Method):
     """Bias-only tuning (Ben Zaken et al., 2022; https://arxiv.org/abs/2106.10199).
 
-    Every linear layer and norm gets a bias of its own, starting at zero, beside the frozen one.
-    Training it is training the frozen one; models without biases get them, base parameters stay
-    untouched, and a gate can close it.
+    Every linear layer and norm gets an additional bias, initialised to zero. Training it equals
+    training the frozen bias. Layers without a bias get one, base parameters do not change, and a
+    gate can close it.
 
     Args:
         sites: roles, or globs over them. ``norm`` and ``linear`` include those outside the blocks
-            (embedding norm, pooler), as long as the group holds all blocks.
-        gate: None is ungated.
+            (embedding norm, pooler) if the group holds all blocks.
+        gate: None for ungated.
         name: of its parameter group, gates and log lines.
+
+    Example:
+        >>> from lightning_pelt import BitFit, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attach(tiny_bert(), Plan.uniform(BitFit(sites=["query"]))).counts["bitfit"].trained
+        64
     """
 
     sites: Sequence[str] = ("*attention.*", "ffn.*", "norm", "linear")
     gate: Gate | None = None
     name: str = "bitfit"
 
+    weight_decay = False
+
     def where(self, anatomy: Anatomy) -> list[Site]:
         present = [p for p in self.sites if any(site.matches(p) for site in anatomy.sites)]
         optional = set(BitFit.sites)  # not every model has all of the default roles
         asked = [p for p in self.sites if p in present or p not in optional]
         return [site for site in anatomy.select(asked) if site.role != "ffn"]
+
+    def cost(self, sites: Sequence[Site]) -> Cost:
+        return Cost(sum(site.d_out for site in sites), 0)
 
     def build(self, place: Place) -> list[Part]:
         pairs = zip(place.sites, place.gates, strict=True)
@@ -52,7 +63,7 @@ class Bias(Submodule):
 
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        self.path, self.gate, self.channels = site.path, gate, Channels(site.channels)
+        self.path, self.gate, self.output_rows = site.path, gate, OutputRows(site.channels)
         self.bias = nn.Parameter(torch.zeros(site.d_out))
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -63,7 +74,7 @@ class Bias(Submodule):
 
     def forward(self, output: Tensor) -> Tensor:
         """(..., d_out) -> (..., d_out)."""
-        bias: Tensor = self.channels(self.bias, output.shape[-1])
+        bias: Tensor = self.output_rows(self.bias, output.shape[-1])
         if self.gate is not None:
             bias = bias * self.gate.read()
         return output + bias.to(output.dtype)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.errors import unknown
-from lightning_pelt.forge import Shape, forges, from_forges
-from lightning_pelt.gate import Gate
-from lightning_pelt.kronecker import Rule
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.placement import Placement
+from lightning_pelt.methods._bottleneck import BottleneckMethod
+from lightning_pelt.methods._kronecker import Rule
+from lightning_pelt.methods._stacked_bottlenecks import Shape, build_bottlenecks, build_stacks
+from lightning_pelt.methods._sublayer_hooks import SUBLAYERS, Placement, sublayers
+from lightning_pelt.methods.base import Part, Place
+from lightning_pelt.methods.gate import Gate
+from lightning_pelt.utils.errors import unknown
 
 log = logging.getLogger(__name__)
 VARIANTS = {"compacter": ("attention", "ffn"), "compacter++": ("ffn",)}
@@ -24,42 +24,50 @@ OWN_RULE_STD = 0.01
 
 
 @dataclass(frozen=True)
-class Compacter(Method):
+class Compacter(BottleneckMethod):
     r"""Adapters made of Kronecker products (Karimi Mahabadi et al., 2021;
     https://arxiv.org/abs/2106.04647).
 
     :math:`f + H_{up}^\top \phi(H_{down}^\top h + b_{down}) + b_{up}` with
     :math:`H = \sum_{i=1}^n A_i \otimes (S_i R_i)`: the rule A (n, n, n) is one tensor for the whole
-    model, down and up; S and R of rank ``rank`` are each projection's own. H has a rank of at most
-    ``n * n * rank``, so a wider bottleneck adds units but no rank. It starts as the identity to
-    fp32 precision, since A starts at ``rule_std``.
+    model; every projection has its S and R of rank ``rank``. H has a rank of at most
+    ``n * n * rank``, so that a wider bottleneck adds units but no rank. The adapters start as the
+    identity to fp32 precision, since A starts at ``rule_std``.
 
-    As in the paper the norms of the model are trained along, see ``norms`` of
+    As in the paper, the norms of the model are trained too, see ``norms`` of
     :class:`lightning_pelt.Plan`. Compacter++ is ``sites="compacter++"``; PHM adapters are
     ``Compacter(n=12, share_rule=False, factorized=False)``.
 
     Args:
         n: number of Kronecker terms; divides the widths that the adapters read and write.
         rank: of each S R.
-        bottleneck: width of the bottleneck; by default ``reduction_factor`` times smaller than the
-            model's. Is rounded up to a multiple of n.
+        bottleneck: width of the bottleneck, rounded up to a multiple of n; by default the model's
+            width divided by ``reduction_factor``.
+        reduction_factor: see ``bottleneck``.
         share_rule: one rule for the whole model (per group of a plan that has the method in
             several), or one for every projection.
-        factorized: False holds one full matrix in the place of each S R, as PHM adapters do.
-        learn_rule: False leaves A at its random start, which then needs a wider ``rule_std``.
-        rule_std: standard deviation of A at the start; by default the authors' 1e-4 for a shared
-            rule and 0.01 for rules per projection.
+        factorized: False for one full matrix instead of each S R, as in PHM adapters.
+        learn_rule: False freezes A at its initial values, which then need a larger ``rule_std``.
+        rule_std: initial standard deviation of A; by default the authors' 1e-4 for a shared rule
+            and 0.01 for one rule per projection.
         sites: ``compacter`` (attention and feed-forward), ``compacter++`` (feed-forward), or any of
             ``attention``, ``ffn``, ``cross_attention``.
         placement: ``sequential`` as in the paper, ``parallel``, ``unipelt`` or ``auto``, see
             :class:`lightning_pelt.Adapter`.
-        activation: ``gelu_new`` as in the paper, or any of an adapter's.
-        gate: None is ungated. It reads ``h``.
+        activation: ``gelu_new`` as in the paper, or another activation of an adapter.
+        gate: None for ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.
 
     Raises:
         ValueError: ``n`` or ``rank`` is below 1, ``rule_std`` is not above 0, the name ``sites`` is
             unknown, or ``n`` does not divide a width of the model.
+
+    Example:
+        >>> from lightning_pelt import Compacter, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attachment = attach(tiny_bert(), Plan.uniform(Compacter(n=4, bottleneck=8)))
+        >>> {name: count.trained for name, count in attachment.counts.items()}
+        {'norm': 320, 'compacter': 544}
     """
 
     n: int = 4
@@ -77,10 +85,10 @@ class Compacter(Method):
     name: str = "compacter"
 
     tunes_norms = True
+    weight_decay = False  # a rule of zeros silences every adapter
 
     def __post_init__(self) -> None:
-        placement.check(self.placement)
-        bottleneck.check(self)
+        super().__post_init__()
         for field in ("n", "rank"):
             if getattr(self, field) < 1:
                 raise ValueError(
@@ -88,15 +96,15 @@ class Compacter(Method):
                 )
         if self.start <= 0:
             raise ValueError(
-                f"Compacter has rule_std={self.start:g}: it must be above 0, for a rule of zeros "
-                "gets no gradient and the adapters stay silent"
+                f"Compacter has rule_std={self.start:g}: it must be above 0, since a rule of zeros "
+                "gets no gradient and the adapters never learn"
             )
-        if isinstance(self.sites, str) and self.sites not in (*VARIANTS, *placement.SUBLAYERS):
-            raise unknown("sites of Compacter", self.sites, (*VARIANTS, *placement.SUBLAYERS))
+        if isinstance(self.sites, str) and self.sites not in (*VARIANTS, *SUBLAYERS):
+            raise unknown("sites of Compacter", self.sites, (*VARIANTS, *SUBLAYERS))
         if not self.learn_rule and self.start < ALMOST_NOTHING:
             warnings.warn(
                 f"Compacter has a frozen rule of size {self.start:g}: the adapters' weights are "
-                "multiplied by it twice and almost nothing can be learnt. Set learn_rule=True, or "
+                "multiplied by it twice, so that they can hardly learn. Set learn_rule=True, or "
                 "rule_std=0.1 or more.",
                 stacklevel=3,
             )
@@ -116,8 +124,8 @@ class Compacter(Method):
         )
 
     def where(self, anatomy: Anatomy) -> list[Site]:
-        sites = placement.sublayers(anatomy, self.roles, self.placement)
-        widths = sorted({w for s in sites for w in (placement.reads(s, self.placement), s.d_out)})
+        sites = sublayers(anatomy, self.roles, self.placement)
+        widths = sorted({w for s in sites for w in (self.reads(s), s.d_out)})
         if any(width % self.n for width in widths):
             fits = [n for n in range(1, min(widths) + 1) if not any(width % n for width in widths)]
             nearest = min(fits, key=lambda n: (abs(n - self.n), n))
@@ -128,18 +136,16 @@ class Compacter(Method):
             )
         return sites
 
-    def gate_width(self, site: Site) -> int:
-        return placement.reads(site, self.placement)
+    def width(self, site: Site) -> int:
+        return -(-super().width(site) // self.n) * self.n
 
     def shape(self, site: Site) -> Shape:
-        """Widths of the bottleneck at ``site``, its own a multiple of n."""
-        asked = self.bottleneck or max(1, site.d_out // self.reduction_factor)
-        width = -(-asked // self.n) * self.n
-        return Shape(placement.reads(site, self.placement), width, site.d_out)
+        """Widths of the bottleneck at ``site``."""
+        return Shape(self.reads(site), self.width(site), site.d_out)
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
         asked = {self.bottleneck or site.d_out // self.reduction_factor for site in sites}
-        widths = {self.shape(site).width for site in sites}
+        widths = {self.width(site) for site in sites}
         if asked != widths:
             before, after = (", ".join(map(str, sorted(each))) for each in (asked, widths))
             log.warning(
@@ -148,7 +154,7 @@ class Compacter(Method):
             )
         start: dict[str, Any] = {"std": self.start, "learned": self.learn_rule}
         rule = Rule(self.n, **start) if self.share_rule else None
-        made = forges(
+        made = build_stacks(
             self.name,
             anatomy,
             sites,
@@ -161,4 +167,4 @@ class Compacter(Method):
         return made if rule is None else [Part("", f"{self.name}_rule", rule), *made]
 
     def build(self, place: Place) -> list[Part]:
-        return from_forges(self.name, place, where=self.placement, activation=self.activation)
+        return build_bottlenecks(self.name, place, where=self.placement, activation=self.activation)

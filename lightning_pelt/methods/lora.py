@@ -1,49 +1,48 @@
-"""LoRA: a low-rank update beside a linear layer."""
+"""LoRA: a low-rank update of a linear layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_pelt.anatomy import Anatomy, Site, Source
-from lightning_pelt.gate import Gate, GateView
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import (
-    Channels,
-    Removable,
-    Submodule,
-    add_product,
-    argument,
-    meet,
-)
-
-NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm")
+from lightning_pelt.anatomy import Site, Source
+from lightning_pelt.methods._ops import add_product, argument, match_dtype
+from lightning_pelt.methods.base import Cost, Part, Place
+from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.linear import LinearMethod
+from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate, refer
 
 
 @dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(LinearMethod):
     r"""Low-rank adaptation, :math:`y = W x + s \, B A x` (Hu et al., 2022;
     https://arxiv.org/abs/2106.09685).
 
     The scale ``s`` is ``alpha / r``, or ``alpha / sqrt(r)`` with ``rslora`` (Kalajdzievski, 2023;
-    https://arxiv.org/abs/2312.03732). A gate takes its place, as in UniPELT.
+    https://arxiv.org/abs/2312.03732). A gate replaces it, as in UniPELT.
 
     Args:
         r: rank of the update.
-        alpha: numerator of the scale; without effect when gated.
-        dropout: probability on the input of A, in training.
+        alpha: numerator of the scale; ignored when gated.
+        dropout: probability of dropout on the input of A.
         rslora: divide ``alpha`` by the square root of the rank.
         sites: roles to extend: ``query``, ``key``, ``value``, ``output``, ``ffn.in``, ``ffn.out``,
             or a glob such as ``*attention.*``.
-        gate: None is ungated.
+        gate: None for ungated.
         name: of its parameter group, gates and log lines.
 
     Raises:
         ValueError: a rank below 1, or a dropout outside [0, 1).
+
+    Example:
+        >>> from lightning_pelt import LoRA, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attach(tiny_bert(), Plan.uniform(LoRA(r=4))).counts["lora"].trained
+        1024
     """
 
     r: int = 8
@@ -54,6 +53,8 @@ class LoRA(Method):
     gate: Gate | None = None
     name: str = "lora"
 
+    mergeable = True
+
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"LoRA has rank r={self.r}: it must be at least 1")
@@ -62,20 +63,20 @@ class LoRA(Method):
 
     @property
     def scale(self) -> float:
-        """What multiplies B A: 1 when gated, since the gate takes its place."""
+        """The factor of B A: 1 when gated, since the gate replaces it."""
         if self.gate is not None:
             return 1.0
         return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
-    def where(self, anatomy: Anatomy) -> list[Site]:
-        found = anatomy.select(self.sites)
-        wrong = [site.role for site in found if site.role in NOT_LINEAR]
-        if wrong:
-            raise ValueError(
-                f"LoRA extends linear layers, and {wrong[0]!r} is none: use query, value, "
-                "ffn.in, ffn.out, ... in LoRA(sites=...)"
-            )
-        return found
+    def size(self, site: Site) -> str:
+        return f"r={self.r}"
+
+    def cost(self, sites: Sequence[Site]) -> Cost:
+        return Cost(0, sum(site.source.width + site.d_out for site in sites))
+
+    def sized(self, size: int) -> LoRA:
+        """With rank ``size``, and ``alpha`` so that the scale equals that of the defaults."""
+        return replace(self, r=size, alpha=LoRA.alpha / LoRA.r * size)
 
     def build(self, place: Place) -> list[Part]:
         down = LoRADown(self, place.sites[0].source, len(place.sites))
@@ -114,11 +115,13 @@ class LoRADown(Submodule):
         """(B, T, d_in) -> (B, T, sites x r)."""
         if self.dropout is not None:
             x = self.dropout(x)
-        return F.linear(meet(x, self.A), self.A)
+        return F.linear(match_dtype(x, self.A), self.A)
 
 
 class LoRAUp(Submodule):
     """The up-projections B of the sites in one linear layer, added to its output."""
+
+    down: LoRADown
 
     def __init__(
         self,
@@ -133,8 +136,8 @@ class LoRAUp(Submodule):
         self.rank, self.scale, self.path = method.r, method.scale, sites[0].path
         self.indices, self.gates = list(indices), list(gates)
         self.keys = [site.label.replace(".", "_") for site in sites]
-        self.channels = nn.ModuleList(Channels(site.channels) for site in sites)
-        self.__dict__["down"] = down  # a reference, not a child: the weights live in one place
+        self.output_rows = nn.ModuleList(OutputRows(site.channels) for site in sites)
+        refer(self, down=down)
         for key, site in zip(self.keys, sites, strict=True):
             self.register_parameter(f"B_{key}", nn.Parameter(torch.zeros(site.d_out, method.r)))
 
@@ -146,7 +149,8 @@ class LoRAUp(Submodule):
 
     def forward(self, output: Tensor) -> Tensor:
         """(B, T, d_out) -> (B, T, d_out)."""
-        low: tuple[Tensor, ...] = self.__dict__["down"].low
+        low = self.down.low
+        assert low is not None
         pairs = zip(self.indices, self.gates, strict=True)
         parts = [self._scaled(low[index], gate) for index, gate in pairs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -158,14 +162,18 @@ class LoRAUp(Submodule):
         return low if self.scale == 1 else low * self.scale
 
     def weight(self, width: int) -> Tensor:
-        """(width, sites x r): each B in the rows of a fused projection that are its own."""
+        """(width, sites x r): each B in its rows of a fused projection."""
         columns = [
-            channels(getattr(self, f"B_{key}"), width)
-            for key, channels in zip(self.keys, self.channels, strict=True)
+            rows(getattr(self, f"B_{key}"), width)
+            for key, rows in zip(self.keys, self.output_rows, strict=True)
         ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
-    def delta(self, width: int) -> Tensor:
-        """(width, d_in): what an ungated update adds to the weight, s B A."""
-        down = self.__dict__["down"].A.unflatten(0, (-1, self.rank))[self.indices].flatten(0, 1)
-        return self.scale * self.weight(width) @ down
+    def weight_updates(self) -> list[WeightUpdate]:
+        """s B A of every site, for an ungated update."""
+        downs = self.down.A.unflatten(0, (-1, self.rank))
+        updates = []
+        for key, rows, index in zip(self.keys, self.output_rows, self.indices, strict=True):
+            delta = self.scale * getattr(self, f"B_{key}") @ downs[index]
+            updates.append(WeightUpdate(self.path, delta, rows.rows))  # type: ignore[arg-type]
+        return updates

@@ -5,36 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_pelt import bottleneck, placement
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.forge import Shape, forges, from_forges
-from lightning_pelt.gate import Gate
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.placement import Placement
+from lightning_pelt.methods._bottleneck import BottleneckMethod
+from lightning_pelt.methods._stacked_bottlenecks import Shape, build_bottlenecks, build_stacks
+from lightning_pelt.methods._sublayer_hooks import Placement
+from lightning_pelt.methods.base import Part, Place
+from lightning_pelt.methods.gate import Gate
 
 
 @dataclass(frozen=True)
-class LowRankAdapter(Method):
-    r"""Adapters with :math:`H = L R` of rank ``rank`` in the place of both projections, the
-    baseline of the Compacter paper (Karimi Mahabadi et al., 2021, section 4;
+class LowRankAdapter(BottleneckMethod):
+    r"""Adapters whose two projections are products :math:`H = L R` of rank ``rank``, the baseline
+    of the Compacter paper (Karimi Mahabadi et al., 2021, section 4;
     https://arxiv.org/abs/2106.04647).
 
-    :math:`f + H_{up}^\top \phi(H_{down}^\top h + b_{down}) + b_{up}`, with matrix products: the
-    authors' code multiplies L and R element by element, which is the same for rank 1 alone.
+    :math:`f + H_{up}^\top \phi(H_{down}^\top h + b_{down}) + b_{up}`, with matrix products. The
+    authors' code multiplies L and R element by element, which is equal for rank 1 only.
 
     Args:
         rank: of both projections.
-        bottleneck: width of the bottleneck; by default ``reduction_factor`` times smaller than the
-            model's.
+        bottleneck: width of the bottleneck; by default the model's width divided by
+            ``reduction_factor``.
+        reduction_factor: see ``bottleneck``.
         sites: ``attention``, ``ffn``, ``cross_attention``.
         placement: ``sequential``, ``parallel``, ``unipelt`` or ``auto``, see
             :class:`lightning_pelt.Adapter`.
-        activation: ``gelu_new`` as in the paper, or any of an adapter's.
-        gate: None is ungated. It reads ``h``.
+        activation: ``gelu_new`` as in the paper, or another activation of an adapter.
+        gate: None for ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.
 
     Raises:
         ValueError: a rank or a width below 1.
+
+    Example:
+        >>> from lightning_pelt import LowRankAdapter, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> plan = Plan.uniform(LowRankAdapter(bottleneck=4, sites=["ffn"]), norms=False)
+        >>> attach(tiny_bert(), plan).counts["low_rank"].trained
+        216
     """
 
     rank: int = 1
@@ -49,26 +57,18 @@ class LowRankAdapter(Method):
     tunes_norms = True
 
     def __post_init__(self) -> None:
-        placement.check(self.placement)
-        bottleneck.check(self)
+        super().__post_init__()
         if self.rank < 1:
             raise ValueError(f"LowRankAdapter has rank={self.rank}: it must be at least 1")
 
-    def where(self, anatomy: Anatomy) -> list[Site]:
-        return placement.sublayers(anatomy, self.sites, self.placement)
-
-    def gate_width(self, site: Site) -> int:
-        return placement.reads(site, self.placement)
-
     def shape(self, site: Site) -> Shape:
         """Widths of the bottleneck at ``site``."""
-        width = self.bottleneck or max(1, site.d_out // self.reduction_factor)
-        return Shape(placement.reads(site, self.placement), width, site.d_out)
+        return Shape(self.reads(site), self.width(site), site.d_out)
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
-        return forges(
+        return build_stacks(
             self.name, anatomy, sites, self.shape, rule=None, n=1, rank=self.rank, own=None
         )
 
     def build(self, place: Place) -> list[Part]:
-        return from_forges(self.name, place, where=self.placement, activation=self.activation)
+        return build_bottlenecks(self.name, place, where=self.placement, activation=self.activation)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_pelt import attention
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.gate import Gate, GateView
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule, refuse_reentrant
+from lightning_pelt.methods import _prefix_attention
+from lightning_pelt.methods._ops import refuse_reentrant
+from lightning_pelt.methods.base import Cost, Method, Part, Place
+from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.submodule import Removable, Submodule, refer
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +24,27 @@ log = logging.getLogger(__name__)
 class Prefix(Method):
     r"""Prefix tuning (Li and Liang, 2021; https://arxiv.org/abs/2101.00190), with UniPELT's gate.
 
-    :math:`K' = [g P_K; K],\; V' = [g P_V; V]`. In training the prefixes of a stack come from one
-    table through one MLP, :math:`W_2 \tanh(W_1 E)`, evaluated once per forward; afterwards the MLP
-    folds into the prefixes themselves. Position embeddings do not shift.
+    :math:`K' = [g P_K; K],\; V' = [g P_V; V]`. In training, one table and one MLP compute all
+    prefixes of a stack, :math:`W_2 \tanh(W_1 E)`, once per forward. After training, the MLP is
+    folded into the prefixes. Position embeddings do not shift.
 
     Args:
         length: number of prefix tokens.
         mlp: hidden width of the shared MLP; None trains the keys and values themselves.
         sites: ``attention``, ``cross_attention`` or both.
-        init_std: of table, MLP and flat prefixes, as the authors' code initialises them.
-        gate: None is ungated.
+        init_std: standard deviation of table, MLP and flat prefixes, as in the authors' code.
+        gate: None for ungated.
         name: of its parameter group, gates and log lines.
 
     Raises:
         ValueError: a length or a width below 1.
+
+    Example:
+        >>> from lightning_pelt import Plan, Prefix, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attachment = attach(tiny_bert(), Plan.uniform(Prefix(length=5, mlp=16)))
+        >>> attachment.counts["prefix"].trained, attachment.counts["prefix"].deployed
+        (2864, 640)
     """
 
     length: int = 10
@@ -63,8 +71,8 @@ class Prefix(Method):
         without = {site.stack: None for site in asked if site.heads is None}
         if without:
             log.warning(
-                "%s: none in the %s of %s, where attention does not use transformers' attention "
-                "interface",
+                "%s: no prefix in the %s of %s, whose attention does not use transformers' "
+                "attention interface",
                 *(self.name, " and the ".join(without), anatomy.model_type),
             )
         return [site for site in asked if site.heads is not None]
@@ -92,11 +100,22 @@ class Prefix(Method):
         encoder = place.shared.get(self._key(site))
         return [Part(site.path, self.name, PrefixKV(self, site, gate, encoder))]
 
+    def size(self, site: Site) -> str:
+        return f"l={self.length}"
+
+    def cost(self, sites: Sequence[Site]) -> Cost | None:
+        if self.mlp is not None:  # its MLP is shared by all blocks
+            return None
+        return Cost(0, sum(sum(key_value_widths(site)) for site in sites))
+
+    def sized(self, size: int) -> Prefix:
+        return replace(self, length=size)
+
     def deployed(self, sites: Sequence[Site], trained: int) -> int:
         return sum(self.length * sum(key_value_widths(site)) for site in sites)
 
     def folded(self) -> Prefix:
-        """The same method with keys and values in the MLP's place."""
+        """The method with keys and values instead of the MLP."""
         return replace(self, mlp=None)
 
 
@@ -108,7 +127,7 @@ def key_value_widths(site: Site) -> tuple[int, int]:
 
 
 class PrefixEncoder(Submodule):
-    """One table and one MLP for all prefixes of a stack, evaluated once per forward of the stack.
+    """One table and one MLP for all prefixes of a stack, evaluated once per forward.
 
     Its output (length, sum of widths) holds keys then values of the first block, then of the
     second, ...: the authors' flattening order.
@@ -135,7 +154,7 @@ class PrefixEncoder(Submodule):
         return [model.get_submodule(self.runner).register_forward_pre_hook(self._refresh)]
 
     def _refresh(self, module: nn.Module, args: tuple) -> None:
-        # Before the first block, so outside of what activation checkpointing replays.
+        # Before the first block, so outside of what activation checkpointing recomputes.
         self.prefixes = self().split(self.widths, -1)
 
     def forward(self) -> Tensor:
@@ -157,15 +176,18 @@ class PrefixEncoder(Submodule):
 
 
 class PrefixKV(Submodule):
-    """The prefix of one attention module: its own parameters, or a slice of what the MLP gives."""
+    """The prefix of one attention module: parameters, or a slice of the MLP's output."""
+
+    encoder: PrefixEncoder | None
 
     def __init__(
         self, method: Prefix, site: Site, gate: GateView | None, encoder: Submodule | None
     ) -> None:
         super().__init__()
         self.site, self.gate = site, gate
-        self.__dict__["encoder"] = encoder
-        if isinstance(encoder, PrefixEncoder):
+        assert encoder is None or isinstance(encoder, PrefixEncoder)
+        refer(self, encoder=encoder)
+        if encoder is not None:
             self.index = encoder.sites.index(site)
         else:
             key_width, value_width = key_value_widths(site)
@@ -176,7 +198,7 @@ class PrefixKV(Submodule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        attention.install()  # a spawned process has not seen install()
+        _prefix_attention.install()  # a spawned process has not seen install()
 
     @property
     def closed(self) -> bool:
@@ -186,23 +208,15 @@ class PrefixKV(Submodule):
         return None if self.gate is None else self.gate.read()
 
     def install(self, model: nn.Module) -> list[Removable]:
-        attention.install()
-        host = model.get_submodule(self.site.path)
-        if "pelt_prefix" in host.__dict__:
-            raise ValueError(
-                f"{self.site.path} has a prefix already: one attention takes one prefix"
-            )
-        host.__dict__["pelt_prefix"] = self
-        return [_Unset(host)]
+        return [_prefix_attention.put(self, model, self.site.path)]
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v), not yet gated."""
-        encoder = self.__dict__["encoder"]
-        flat = (self.key, self.value) if encoder is None else encoder.of(self.index)
+        """Ungated prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v)."""
+        flat = (self.key, self.value) if self.encoder is None else self.encoder.of(self.index)
         return self._heads(flat[0]).to(key.dtype), self._heads(flat[1]).to(value.dtype)
 
     def folded_state(self) -> dict[str, Tensor] | None:
-        encoder: PrefixEncoder | None = self.__dict__["encoder"]
+        encoder = self.encoder
         if encoder is None:
             return None
         with torch.no_grad():
@@ -213,13 +227,3 @@ class PrefixKV(Submodule):
     def _heads(self, flat: Tensor) -> Tensor:
         assert self.site.heads is not None
         return flat.unflatten(-1, (self.site.heads.count, -1)).transpose(0, 1)[None]
-
-
-class _Unset:
-    """Takes the prefix off an attention module."""
-
-    def __init__(self, host: nn.Module) -> None:
-        self.host = host
-
-    def remove(self) -> None:
-        self.host.__dict__.pop("pelt_prefix", None)

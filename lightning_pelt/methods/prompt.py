@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy, Site, Source, base_of
-from lightning_pelt.errors import unknown
-from lightning_pelt.gate import Gate, GateView, Padding
-from lightning_pelt.method import Method, Part, Place
-from lightning_pelt.submodule import Removable, Submodule
+from lightning_pelt.methods.base import Method, Part, Place
+from lightning_pelt.methods.gate import Gate, GateView, Padding
+from lightning_pelt.methods.submodule import Removable, Submodule, refer
+from lightning_pelt.utils.errors import unknown
 
 Init = Literal["random", "vocabulary"]
 
@@ -21,23 +21,29 @@ Init = Literal["random", "vocabulary"]
 @dataclass(frozen=True)
 class Prompt(Method):
     r"""Prompt tuning, :math:`E' = [g P; E]` (Lester et al., 2021; https://arxiv.org/abs/2104.08691),
-    as the baseline of the Compacter paper has it.
+    in the form of the Compacter paper's baseline.
 
-    ``length`` embeddings come before those of the tokens, and the mask grows by as many ones. In an
-    encoder-decoder the decoder attends to them. In an encoder they take part in every block and
-    leave after the last one, so that poolers and heads meet the tokens they know. Learned position
-    embeddings shift by ``length``. Decoder-only models take :class:`lightning_pelt.Prefix`.
+    ``length`` embeddings are prepended to those of the tokens, and as many ones to the mask. In an
+    encoder-decoder, the decoder attends to them. In an encoder, they are removed after the last
+    block, so that poolers and heads see the real tokens only. Learned position embeddings shift by
+    ``length``. For decoder-only models, use :class:`lightning_pelt.Prefix`.
 
     Args:
         length: number of prompt tokens.
         init: ``random``, uniform in +-``init_range``; or ``vocabulary``, the first ``length`` rows
             of the model's embeddings.
-        init_range: of the random start.
-        gate: None is ungated. It reads the embeddings of the tokens.
+        init_range: of the random initial values.
+        gate: None for ungated. It reads the embeddings of the tokens.
         name: of its parameter group, gates and log lines.
 
     Raises:
-        ValueError: a length below 1, or another ``init``.
+        ValueError: a length below 1, or an unknown ``init``.
+
+    Example:
+        >>> from lightning_pelt import Plan, Prompt, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attach(tiny_bert(), Plan.uniform(Prompt(length=5))).counts["prompt"].trained
+        160
     """
 
     length: int = 100
@@ -56,8 +62,8 @@ class Prompt(Method):
         stack = anatomy.stacks[0]
         if stack.causal:
             raise ValueError(
-                f"{anatomy.model_type} is a decoder, and Prompt goes in front of encoders: use "
-                "Prefix, which reaches every block and leaves positions and cache alone"
+                f"{anatomy.model_type} is a decoder, and Prompt works on encoders: use Prefix, "
+                "which acts in every block and changes neither positions nor cache"
             )
         whole = len(anatomy.stacks) == 1
         source = Source("" if whole else stack.path, "inputs_embeds", anatomy.width)
@@ -66,34 +72,42 @@ class Prompt(Method):
     def gate_width(self, site: Site) -> int:
         return site.d_in
 
+    def size(self, site: Site) -> str:
+        return f"l={self.length}"
+
+    def sized(self, size: int) -> Prompt:
+        return replace(self, length=size)
+
     def build(self, place: Place) -> list[Part]:
         (site,), (gate,) = place.sites, place.gates
         return [Part("", self.name, PromptTokens(self, site, gate))]
 
 
 class PromptTokens(Submodule):
-    """The prompt (length, width), put in front of an encoder's embeddings by hooks."""
+    """The prompt (length, width), prepended to an encoder's embeddings by hooks."""
 
     transient = ("before",)
+    embeddings: nn.Embedding
 
     def __init__(self, method: Prompt, site: Site, gate: GateView | None) -> None:
         super().__init__()
         self.method, self.site, self.gate = method, site, gate
         self.P = nn.Parameter(torch.empty(method.length, site.d_in))
         nn.init.uniform_(self.P, -method.init_range, method.init_range)
-        self.before = 0  # prompt tokens in the forward in flight
+        self.before = 0  # number of prompt tokens in the current forward
 
     def install(self, model: nn.Module) -> list[Removable]:
         assert isinstance(model, PreTrainedModel)
         runner = model.get_submodule(self.site.path)
         whole = self.site.source.path == ""
         encoder: Any = base_of(model) if whole else runner
-        self.__dict__["embeddings"] = table = encoder.get_input_embeddings()
+        table = encoder.get_input_embeddings()
         if not isinstance(table, nn.Embedding) or table.embedding_dim != self.site.d_in:
             raise ValueError(
-                f"{model.config.model_type} embeds tokens in another width than its blocks have, "
-                "or no tokens at all: Prompt cannot stand in front of them, Prefix can"
+                f"{model.config.model_type} has no token embeddings of the width of its blocks, so "
+                "no prompt can be prepended to them: use Prefix"
             )
+        refer(self, embeddings=table)
         if self.method.init == "vocabulary":
             self._copy(table)
         if self.gate is not None:
@@ -117,7 +131,7 @@ class PromptTokens(Submodule):
         kwargs = dict(kwargs)
         ids = args[0] if args else kwargs.pop("input_ids", None)
         embeds = kwargs.get("inputs_embeds")
-        embeds = self.__dict__["embeddings"](ids) if embeds is None else embeds
+        embeds = self.embeddings(ids) if embeds is None else embeds
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         kwargs["inputs_embeds"], self.before = self(embeds, mask)
         if self.before and mask is not None:
@@ -131,7 +145,7 @@ class PromptTokens(Submodule):
         return (), kwargs
 
     def _extended(self, given: Tensor, fill: int | None) -> Tensor:
-        """``token_type_ids`` with zeros in front, ``position_ids`` moved behind the prompt's."""
+        """``token_type_ids`` after zeros; ``position_ids`` shifted, after those of the prompt."""
         rows = (*given.shape[:-1], self.before)
         if fill is not None:
             return torch.cat([given.new_full(rows, fill), given], -1)
@@ -143,9 +157,8 @@ class PromptTokens(Submodule):
         prompt = self.P.expand(len(embeds), -1, -1)
         if self.gate is not None:
             self.gate.layer.padding.mask = mask  # type: ignore[union-attr]
-            self.gate.layer(embeds)
-            prompt = prompt * self.gate.read()
-            if self.gate.open == 0:  # all weights stay in the graph: DDP waits for them
+            prompt = prompt * self.gate.on(embeds)
+            if self.gate.open == 0:  # in the graph, since DDP waits for every gradient
                 return embeds + (0.0 * prompt.sum()).to(embeds.dtype), 0
         return torch.cat([prompt.to(embeds.dtype), embeds], 1), self.P.shape[0]
 
@@ -160,7 +173,7 @@ class PromptTokens(Submodule):
         return output
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The decoder's mask over the encoder grows with what it masks."""
+        """Extend the decoder's mask over the encoder by the prompt."""
         mask, states = kwargs.get("encoder_attention_mask"), kwargs.get("encoder_hidden_states")
         if mask is None or states is None or mask.shape[1] == states.shape[1]:
             return args, kwargs
@@ -169,7 +182,7 @@ class PromptTokens(Submodule):
 
 
 class _Mask(Padding):
-    """The padding of the tokens themselves, since no block has run yet."""
+    """The padding mask of the token embeddings, which no attention module has received yet."""
 
     def __init__(self) -> None:
         self.mask, self.batch = None, 1

@@ -1,9 +1,21 @@
-"""Searches of the design space: racing over random designs, on any number of machines."""
+"""Design-space search: races between random designs, run on any number of machines."""
 
 from importlib.util import find_spec
 
-for _name in ("optuna", "scipy", "filelock"):
-    if find_spec(_name) is None:
-        raise ModuleNotFoundError(
-            f"a search needs {_name}: pip install 'lightning-pelt[search]'", name=_name
-        )
+EXTRA = ("optuna", "scipy", "filelock", "psutil")  # packages of the extra `search`
+
+
+def require_extra() -> None:
+    """Check that the packages of the extra ``search`` are installed.
+
+    Recipes can be parsed without them, so ``lightning-pelt search --help`` needs no extra.
+
+    Raises:
+        ModuleNotFoundError: a package is missing; the message names it and the command that
+            installs it.
+    """
+    for name in EXTRA:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"a search needs {name}: pip install 'lightning-pelt[search]'", name=name
+            )

@@ -1,7 +1,6 @@
-"""What a model is trained for: one file per kind of task.
+"""Tasks, one file each: the head, the loss, the metrics and the predictions of a model.
 
-A task owns the head, the loss, the metrics and the shape of a prediction. It knows neither the plan
-that is attached to the model nor the trainer that runs it.
+A task depends neither on the plan that is attached to the model nor on the trainer.
 """
 
 from lightning_pelt.tasks.base import Task

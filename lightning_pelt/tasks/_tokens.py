@@ -1,4 +1,4 @@
-"""What the two generating tasks share: loss and perplexity over tokens, decoding."""
+"""Shared by the generating tasks: loss and perplexity over tokens, generation, decoding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ IGNORED = -100
 
 
 class Perplexity(Metric):
-    """``exp`` of the mean loss per token, over all batches and ranks.
+    """``exp`` of the mean loss per token over all batches and ranks.
 
-    Fed with losses rather than probabilities, so that an unlikely token costs a large number and
-    not infinity. Not a weighted ``MeanMetric``: that one either drops NaN or forgets the weights.
+    It is updated with losses, not probabilities, so that an unlikely token adds a large finite
+    number. A weighted ``MeanMetric`` would either drop NaN or ignore the weights.
     """
 
     higher_is_better = False
@@ -29,7 +29,7 @@ class Perplexity(Metric):
         self.add_state("tokens", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, tokens: Tensor) -> None:
-        """Add the mean ``loss`` of a batch and the number of tokens that it is the mean of."""
+        """Add the mean ``loss`` of a batch over ``tokens`` tokens."""
         self.total += loss * tokens
         self.tokens += tokens
 
@@ -38,9 +38,9 @@ class Perplexity(Metric):
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32 of (B, T, V) logits over (B, T) labels that are not ignored.
+    """Mean cross-entropy in fp32 of (B, T, V) logits over the (B, T) labels that are not ignored.
 
-    A batch in which all are ignored has loss 0 and zero gradients rather than NaN.
+    If all labels are ignored, the loss is 0 and the gradients are zeros instead of NaN.
     """
     total = F.cross_entropy(
         logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -54,9 +54,9 @@ def count(labels: Tensor) -> Tensor:
 
 
 def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of (B, T) ids moved so that padding comes first, cut to the longest row.
+    """Move the padding of (B, T) ids to the left, and cut them to the longest row.
 
-    Generation continues the last column. A row without any token keeps its last one as a start.
+    Generation continues after the last column. A row without tokens starts from its last column.
     """
     order = mask.long().argsort(dim=1, stable=True)
     width = max(1, int(mask.long().sum(1).max()))
@@ -73,37 +73,45 @@ def generate(
     max_new_tokens: int,
     num_beams: int,
 ) -> Tensor:
-    """Token ids, greedily or by beams: deterministic."""
+    """Generate token ids, greedily or with beam search: deterministic."""
     return model.generate(  # type: ignore[operator]
         **inputs,
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         do_sample=False,
-        pad_token_id=needed(tokenizer).pad_token_id,
+        pad_token_id=require_tokenizer(tokenizer).pad_token_id,
     )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase | None, ids: Tensor) -> list[str]:
-    """Texts of (B, T) ids without special tokens, ignored labels and outer white space."""
-    tokenizer = needed(tokenizer)
+    """Decode (B, T) ids without special tokens, ignored labels and surrounding white space."""
+    tokenizer = require_tokenizer(tokenizer)
     ids = torch.where(ids == IGNORED, tokenizer.pad_token_id, ids)
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
-    """``tokenizer``, which must be there and know a padding token."""
+def require_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """Check that there is a tokenizer with a padding token.
+
+    Raises:
+        ValueError: there is none.
+    """
     if tokenizer is None:
         raise ValueError("generating text needs the tokenizer of the backbone: pass tokenizer=...")
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            "the tokenizer has no padding token: set tokenizer.pad_token, for instance to its "
+            "the tokenizer has no padding token: set tokenizer.pad_token, such as to its "
             "end-of-text token"
         )
     return tokenizer
 
 
 def check_generation(max_new_tokens: int, num_beams: int) -> None:
-    """Refuse numbers that generate nothing."""
+    """Check the options of generation.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
     for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", num_beams)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")

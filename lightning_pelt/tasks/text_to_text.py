@@ -1,4 +1,4 @@
-"""Text in, text out, with an encoder-decoder."""
+"""Text to text with an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -30,19 +30,29 @@ TEXT_METRICS = ("exact_match", *CLASS_METRICS, *VALUE_METRICS)
 
 @dataclass(frozen=True)
 class TextToText(Task):
-    """The target text of every row, token by token.
+    """A target text per row, predicted token by token.
 
-    Metrics compare generated texts with target texts: as strings, as label names (a text that is no
-    label is wrong) or as numbers (a text that is no number counts as -1, as in T5). ``perplexity``,
-    under teacher forcing, is always there as well: it costs no generation.
+    Metrics compare generated texts with target texts: as strings, as label names (a text that is
+    not a label is wrong), or as numbers (a text that is not a number counts as -1, as in T5).
+    ``perplexity`` under teacher forcing is always computed as well; it needs no generation.
 
     Args:
-        metrics: Of exact_match; accuracy, f1, matthews, macro_f1 over label names; pearson,
-            spearman, mse over numbers. The first one decides which checkpoint is best.
-        max_new_tokens: The longest text to generate, in tokens.
-        num_beams: 1 is greedy.
-        generate_in_validation: Without it validation is quick and perplexity decides; tests and
-            predictions generate anyway.
+        metrics: names among exact_match; accuracy, f1, matthews, macro_f1 over label names;
+            pearson, spearman, mse over numbers. The first one selects the best checkpoint.
+        max_new_tokens: maximum number of tokens to generate.
+        num_beams: number of beams; 1 is greedy search.
+        generate_in_validation: False makes validation fast, and perplexity selects the best
+            checkpoint. Tests and predictions always generate.
+
+    Raises:
+        ValueError: an unknown metric, or a number below 1.
+
+    Example:
+        >>> from lightning_pelt.tasks import TextToText
+        >>> TextToText(metrics=("accuracy",)).monitor
+        'accuracy'
+        >>> TextToText(generate_in_validation=False).monitor
+        'perplexity'
     """
 
     metrics: tuple[str, ...] = ("exact_match",)
@@ -65,7 +75,7 @@ class TextToText(Task):
     ) -> MetricCollection:
         generated = self.metrics if stage != "val" or self.generate_in_validation else ()
         chosen = {name: _text_metric(name, labels) for name in generated}
-        # Each metric reads the texts in its own way, so none may share the state of another.
+        # Each metric reads the texts differently, so metrics must not share states.
         return collection({**chosen, "perplexity": Perplexity()}, compute_groups=False)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
@@ -96,7 +106,7 @@ class TextToText(Task):
         guesses = self._texts(model, batch, tokenizer)
         targets = decode(tokenizer, batch["labels"])
         for name, metric in named.items():
-            metric.update(*_readings(name, guesses, targets, labels, batch["labels"].device))
+            metric.update(*_metric_inputs(name, guesses, targets, labels, batch["labels"].device))
 
     def predict(
         self,
@@ -130,20 +140,20 @@ def _text_metric(name: str, labels: Sequence[str] | None) -> Metric:
         return VALUE_METRICS[name]()
     if not labels:
         raise ValueError(
-            f"metric {name!r} compares label names, and there are none: pass labels=[...], or use "
-            "'exact_match'"
+            f"metric {name!r} compares label names, but there are no labels: pass labels=[...], or "
+            "use 'exact_match'"
         )
     return class_metric(name, labels)
 
 
-def _readings(
+def _metric_inputs(
     name: str,
     guesses: Sequence[str],
     targets: Sequence[str],
     labels: Sequence[str] | None,
     device: torch.device,
 ) -> tuple[Tensor, ...]:
-    """What metric ``name`` is updated with: 0/1 matches, or guesses and targets it can compare."""
+    """The tensors to update metric ``name`` with: 0/1 matches, or guesses and targets."""
     if name == "exact_match":
         matches = [float(guess == target) for guess, target in zip(guesses, targets, strict=True)]
         return (torch.tensor(matches, device=device),)
@@ -156,7 +166,7 @@ def _readings(
 
 
 def _number(text: str) -> float:
-    """The number that ``text`` is, or -1 (T5's ``string_to_float``; Raffel et al., 2020)."""
+    """Convert ``text`` to a number, or -1 (T5's ``string_to_float``; Raffel et al., 2020)."""
     try:
         value = float(text)
     except ValueError:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
 
 from lightning_pelt import LoRA, Plan
-from lightning_pelt.callbacks.gate_monitor import GateMonitor, summarise, tabulate
+from lightning_pelt.callbacks.gate_monitor import GateMonitor, gate_table, summarise
 
 SITES = ("lora.query", "lora.value", "adapter")
 
@@ -126,7 +126,7 @@ def test_the_picture_reaches_tensorboard(tmp_path):
 
 def test_the_heat_map_shows_means_over_all_validation_examples(tmp_path, monkeypatch):
     """Batches of 4, 4 and 1: an example counts the same in each."""
-    from lightning_pelt import plots
+    from lightning_pelt.reports import figures as plots
 
     drawn, examples = [], []
 
@@ -177,26 +177,26 @@ def test_the_table_at_the_end(tmp_path, capsys):
     monitor = GateMonitor()
     trainer(tmp_path, monitor).fit(Tiny(), loader(2), loader(1))
     out = capsys.readouterr().out
-    assert tabulate(monitor.latest) in out
+    assert gate_table(monitor.latest) in out
     (row,) = [line for line in out.splitlines() if line.startswith("01 ")]
     assert f"{monitor.latest['01/adapter']:.3f}" in row.split()
 
 
 def test_a_table_by_hand():
-    table = tabulate({"00/lora.query": 0.5, "01/lora.query": 0.25, "01/adapter": 1.0})
+    table = gate_table({"00/lora.query": 0.5, "01/lora.query": 0.25, "01/adapter": 1.0})
     assert table.splitlines() == [
-        "block  lora.query  adapter",
-        "-----  ----------  -------",
-        "00          0.500",
-        "01          0.250    1.000",
+        "block      lora.query    adapter",
+        "-------  ------------  ---------",
+        "00              0.500",
+        "01              0.250      1.000",
     ]
 
 
 def test_no_gates_is_said_once(tmp_path):
     fit = trainer(tmp_path, GateMonitor(), max_epochs=2)
-    with pytest.warns(UserWarning, match="nothing to watch") as warned:
+    with pytest.warns(UserWarning, match="no gates to monitor") as warned:
         fit.fit(Tiny(plan=Plan.uniform(LoRA())), loader(1), loader(1))
-    assert sum("nothing to watch" in str(w.message) for w in warned) == 1
+    assert sum("no gates to monitor" in str(w.message) for w in warned) == 1
     assert not list(tmp_path.glob("**/*.png"))
 
 

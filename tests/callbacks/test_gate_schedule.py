@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from lightning_pelt import Adapter, Gate, Group, LoRA, Plan
 from lightning_pelt.callbacks.gate_schedule import GateSchedule
-from lightning_pelt.schedule import Phase
+from lightning_pelt.training.phases import Phase
 
 
 class Watch(Callback):
@@ -266,14 +266,14 @@ def prune(after: int = 2, **phases: list[Phase]) -> GateSchedule:
     return GateSchedule(phases, prune_below=0.05, prune_after=after)
 
 
-def test_a_gate_that_stays_low_is_closed_for_good_and_reported(tmp_path, caplog):
+def test_a_gate_that_stays_low_is_closed_permanently_and_reported(tmp_path, caplog):
     module, schedule, watch = Tiny(lr=1e-4), prune(after=2), Watch()
     fit = trainer(tmp_path, schedule, Low(), watch, max_epochs=3, num_sanity_val_steps=1)
     with caplog.at_level("INFO"):
         fit.fit(module, loader(1), loader(2, seed=1))
     assert [seen["01/adapter"] for seen in watch.open] == [1.0, 1.0, 0.0]
     assert schedule.pruned == ["01/adapter"]
-    assert "closes 01/adapter for good" in caplog.text
+    assert "closes 01/adapter permanently" in caplog.text
     assert float(fit.callback_metrics["schedule/pruned"]) == 1.0
     others = [g for name, g in module.attachment.gates.items() if name != "01/adapter"]
     assert others

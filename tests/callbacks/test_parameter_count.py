@@ -11,7 +11,7 @@ from callbacks.tiny import Tiny, loader, trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_pelt import LoRA, Plan
-from lightning_pelt.callbacks.parameter_count import ParameterCount, count, readable_bytes
+from lightning_pelt.callbacks.parameter_count import ParameterCount, count
 
 
 def apl() -> SimpleNamespace:
@@ -73,11 +73,3 @@ def test_every_logger_gets_them(tmp_path):
         logged = yaml.safe_load((tmp_path / name / "run" / "hparams.yaml").read_text())
         assert logged["parameters/adapter/gates"] == 2 * (32 + 1)
         assert "parameters/total/share" in logged
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(17, "17 B"), (2048, "2.0 KiB"), (5_242_880, "5.0 MiB"), (3 * 2**30, "3.00 GiB")],
-)
-def test_readable_bytes(size, text):
-    assert readable_bytes(size) == text

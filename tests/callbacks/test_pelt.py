@@ -1,4 +1,4 @@
-"""PELTCallback on modules that know nothing of it."""
+"""PELTCallback on modules that do not use this package."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_pelt import HeadOnly, LoRA, PELTCallback, Plan, UniPELT, attach
 from lightning_pelt.attach import Attachment, find_attachment
 
 
-class Stranger(LightningModule):
-    """Somebody's module: a model of theirs, a head of theirs, an optimizer over everything."""
+class UserModule(LightningModule):
+    """A module with its own model and head, and an optimizer over all trainable parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class Stranger(LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.01)
 
 
-class Lazy(Stranger):
-    """Its model is made in configure_model."""
+class Lazy(UserModule):
+    """Its model is created in configure_model."""
 
     def build(self) -> None:
         self.net: Any = None
@@ -58,8 +58,8 @@ class Lazy(Stranger):
             self.net = build("bert", task=False)
 
 
-class Deep(Stranger):
-    """Its model lies in a container in a container."""
+class Deep(UserModule):
+    """Its model is inside nested containers."""
 
     def build(self) -> None:
         super().build()
@@ -72,7 +72,7 @@ class Deep(Stranger):
         return self.head(nn.functional.dropout(states[:, 0], 0.2, self.training))
 
 
-class Compiled(Stranger):
+class Compiled(UserModule):
     """Its model is compiled before anything is attached to it."""
 
     def build(self) -> None:
@@ -80,7 +80,7 @@ class Compiled(Stranger):
         self.net = torch.compile(self.net, backend="eager")
 
 
-class Two(Stranger):
+class Two(UserModule):
     """It holds two models."""
 
     def build(self) -> None:
@@ -88,10 +88,10 @@ class Two(Stranger):
         self.other = build("bert", seed=1, task=False)
 
 
-STRANGERS = [Stranger, Lazy, Deep, Compiled]
+MODULES = [UserModule, Lazy, Deep, pytest.param(Compiled, marks=pytest.mark.slow)]
 
 
-def stranger(kind: type[Stranger] = Stranger) -> Stranger:
+def user_module(kind: type[UserModule] = UserModule) -> UserModule:
     torch.manual_seed(3)
     return kind()
 
@@ -102,19 +102,21 @@ def found(module: LightningModule) -> Attachment:
     return attachment
 
 
-def loss(module: Stranger, folder: Path, checkpoint: Path | None = None, plan: Any = None) -> float:
+def loss(
+    module: UserModule, folder: Path, checkpoint: Path | None = None, plan: Any = None
+) -> float:
     run = trainer(folder, PELTCallback(plan or UniPELT()))
     (result,) = run.test(module, loader(2), ckpt_path=checkpoint, verbose=False, weights_only=True)
     return result["loss"]
 
 
-@pytest.mark.parametrize("kind", STRANGERS)
+@pytest.mark.parametrize("kind", MODULES)
 def test_it_attaches_trains_saves_and_restores(tmp_path, kind):
-    module = stranger(kind)
+    module = user_module(kind)
     run = trainer(tmp_path, PELTCallback(UniPELT()))
     run.fit(module, loader(3))
     attachment = found(module)
-    base = build("bert", task=False)  # the same weights as the stranger's, drawn anew
+    base = build("bert", task=False)  # the same weights as those of the module
     now = dict(attachment.model.named_parameters())
     for name, parameter in base.named_parameters():
         assert torch.equal(now[name], parameter), name
@@ -126,41 +128,41 @@ def test_it_attaches_trains_saves_and_restores(tmp_path, kind):
     run.save_checkpoint(tmp_path / "all.ckpt")
     saved = torch.load(tmp_path / "all.ckpt", weights_only=True)["state_dict"]
     prefix = next(n for n, m in module.named_modules() if m is attachment.model)
-    theirs = {"head.weight", "head.bias", "seen"}
-    assert saved.keys() == {f"{prefix}.{name}" for name in attachment.owned} | theirs
+    own = {"head.weight", "head.bias", "seen"}
+    assert saved.keys() == {f"{prefix}.{name}" for name in attachment.owned} | own
 
-    again = stranger(kind)
+    again = user_module(kind)
     assert loss(again, tmp_path, tmp_path / "all.ckpt") == loss(module, tmp_path)
     assert again.seen == 3
-    assert loss(stranger(kind), tmp_path) != loss(module, tmp_path)
+    assert loss(user_module(kind), tmp_path) != loss(module, tmp_path)
 
 
-def test_a_wrapped_name_in_a_checkpoint_fits_the_plain_module_too(tmp_path):
-    """What differs between the two is `_orig_mod`, which Lightning knows nothing about."""
-    module = stranger(Compiled)
+def test_a_wrapped_name_in_a_checkpoint_fits_the_plain_module(tmp_path):
+    """The names differ by `_orig_mod`, which Lightning does not handle."""
+    module = user_module(Compiled)
     run = trainer(tmp_path, PELTCallback(UniPELT()))
     run.fit(module, loader(1))
     state = {name.replace("._orig_mod", ""): t for name, t in module.state_dict().items()}
-    plain = stranger()
+    plain = user_module()
     attach(plain, UniPELT())
     missing = plain.load_state_dict(state, strict=True)
     assert not missing.missing_keys
 
 
-def test_the_strangers_own_head_is_trained(tmp_path):
-    module, before = stranger(), stranger().head.weight.detach().clone()
+def test_the_modules_own_head_is_trained(tmp_path):
+    module, before = user_module(), user_module().head.weight.detach().clone()
     trainer(tmp_path, PELTCallback(UniPELT())).fit(module, loader(2))
     assert not torch.equal(module.head.weight, before)
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
-    whole = stranger()
+    whole = user_module()
     run = trainer(tmp_path, PELTCallback(UniPELT()), max_epochs=2)
     run.fit(whole, loader(3))
     part = trainer(tmp_path, PELTCallback(UniPELT()), max_epochs=1)
-    part.fit(stranger(), loader(3))
+    part.fit(user_module(), loader(3))
     part.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = stranger()
+    resumed = user_module()
     rest = trainer(tmp_path, PELTCallback(UniPELT()), max_epochs=2)
     rest.fit(resumed, loader(3), ckpt_path=tmp_path / "half.ckpt")
     assert rest.global_step == 6
@@ -170,13 +172,13 @@ def test_resumed_equals_uninterrupted(tmp_path):
 
 def test_one_of_several_models_is_named_by_its_path(tmp_path):
     with pytest.raises(ValueError, match=r"2 Hugging Face models \(net, other\).*path="):
-        trainer(tmp_path, PELTCallback(UniPELT())).fit(stranger(Two), loader(1))
+        trainer(tmp_path, PELTCallback(UniPELT())).fit(user_module(Two), loader(1))
     with pytest.raises(ValueError, match="no Hugging Face model at 'nett': there is net, other"):
-        trainer(tmp_path, PELTCallback(UniPELT(), path="nett")).fit(stranger(Two), loader(1))
-    module: Any = stranger(Two)
+        trainer(tmp_path, PELTCallback(UniPELT(), path="nett")).fit(user_module(Two), loader(1))
+    module: Any = user_module(Two)
     trainer(tmp_path, PELTCallback(UniPELT(), path="net")).fit(module, loader(1))
     assert found(module).model is module.net
-    assert all(p.requires_grad for p in module.other.parameters())  # theirs, and left alone
+    assert all(p.requires_grad for p in module.other.parameters())  # not changed
 
 
 def test_a_module_without_a_model_is_refused(tmp_path):
@@ -188,33 +190,33 @@ def test_a_module_without_a_model_is_refused(tmp_path):
 
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     run = trainer(tmp_path, PELTCallback(Plan.uniform(LoRA(r=4))))
-    run.fit(stranger(), loader(1))
+    run.fit(user_module(), loader(1))
     run.save_checkpoint(tmp_path / "lora.ckpt")
     with pytest.raises(RuntimeError, match=r"does not fit the plan\. It lacks .* UniPELT\("):
-        loss(stranger(), tmp_path, tmp_path / "lora.ckpt")
-    # The same tensors under another scale: only the plan tells them apart.
+        loss(user_module(), tmp_path, tmp_path / "lora.ckpt")
+    # The same tensors with another scale: only the plans differ.
     with pytest.raises(ValueError, match=r"made with the plan .*alpha=16.*this run has .*alpha=8"):
-        loss(stranger(), tmp_path, tmp_path / "lora.ckpt", Plan.uniform(LoRA(r=4, alpha=8)))
+        loss(user_module(), tmp_path, tmp_path / "lora.ckpt", Plan.uniform(LoRA(r=4, alpha=8)))
     # Another rank: same names, other shapes.
     with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|plan"):
-        loss(stranger(), tmp_path, tmp_path / "lora.ckpt", Plan.uniform(LoRA(r=2)))
+        loss(user_module(), tmp_path, tmp_path / "lora.ckpt", Plan.uniform(LoRA(r=2)))
 
 
-def test_the_base_of_a_checkpoint_is_not_needed_but_the_head_is(tmp_path):
+def test_checkpoints_hold_the_trained_head_and_not_the_base(tmp_path):
     run = trainer(tmp_path, PELTCallback(HeadOnly(), head=["pooler"]))
-    run.fit(stranger(), loader(1))
+    run.fit(user_module(), loader(1))
     run.save_checkpoint(tmp_path / "head.ckpt")
     saved = torch.load(tmp_path / "head.ckpt", weights_only=True)["state_dict"]
     own = {"net.pooler.dense.weight", "net.pooler.dense.bias"}
     assert saved.keys() == own | {"head.weight", "head.bias", "seen"}
 
 
-def averaging(folder: Path, epochs: int, checkpoint: Path | None = None) -> Stranger:
+def averaging(folder: Path, epochs: int, checkpoint: Path | None = None) -> UserModule:
     ema = EMAWeightAveraging(decay=0.5, update_every_n_steps=1)
     kept = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
     options = {"max_epochs": epochs, "enable_checkpointing": True}
     run = trainer(folder, PELTCallback(UniPELT()), ema, kept, **options)
-    module = stranger()
+    module = user_module()
     run.fit(module, loader(2), ckpt_path=checkpoint, weights_only=True)
     return module
 
@@ -230,7 +232,7 @@ def test_averaged_weights_fit_and_resume(tmp_path):
 
 
 def test_an_attached_module_survives_pickling(tmp_path):
-    module = stranger()
+    module = user_module()
     trainer(tmp_path, PELTCallback(UniPELT())).fit(module, loader(1))
     module.trainer = None
     copy = pickle.loads(pickle.dumps(module.eval()))
@@ -249,7 +251,7 @@ def test_the_callback_itself_survives_pickling():
 
 
 def test_two_fits_attach_once(tmp_path):
-    module = stranger()
+    module = user_module()
     callback = PELTCallback(UniPELT())
     trainer(tmp_path, callback).fit(module, loader(1))
     names = set(module.state_dict())
@@ -266,6 +268,6 @@ def test_train_mode_of_base_and_submodules(tmp_path, base_dropout):
 
     modes = Modes()
     callback = PELTCallback(UniPELT(), base_dropout=base_dropout)
-    trainer(tmp_path, callback, modes).fit(stranger(), loader(1))
+    trainer(tmp_path, callback, modes).fit(user_module(), loader(1))
     assert modes.base is base_dropout
     assert all(modes.own)

@@ -1,4 +1,4 @@
-"""The smallest fit that has gates: a random two-block BERT, random tokens, random labels."""
+"""A tiny fit with gates: a random two-block BERT, random tokens, random labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH, TOKENS = 4, 8
 
 
 class Tiny(LightningModule):
-    """A stranger's module that attaches by itself; ``optimizer`` is sgd, adamw or one group."""
+    """A module that attaches a plan itself; ``optimizer`` is sgd, adamw or one group."""
 
     def __init__(self, plan: Any = None, optimizer: str = "adamw", lr: float = 0.01) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The library's cache of data sets goes to the test's own folder."""
+"""Fixtures: a cache of data sets for each test, and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module that writes down which rows each process gets; spawned processes import it by name."""
+"""A module that records the rows of each process; spawned processes import it by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Recorder(LightningModule):
-    """Rows are known by their labels. Each process writes ``<rank>.json`` into ``folder``."""
+    """Labels identify the rows. Each process writes ``<rank>.json`` into ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

@@ -27,8 +27,8 @@ def numbered(tmp_path: Path) -> str:
 
 
 def module(backbone: str, numbered: str, **options: Any) -> TextClassification:
-    places = {"train": numbered, "dev": numbered, "test": numbered}
-    return TextClassification(backbone, task="regression", **{**places, **options})
+    files = {"train": numbered, "dev": numbered, "test": numbered}
+    return TextClassification(backbone, task="regression", **{**files, **options})
 
 
 def trainer(**options: Any) -> Trainer:
@@ -43,7 +43,7 @@ def trainer(**options: Any) -> Trainer:
 
 
 def written(folder: Path, stage: str) -> list[list[list[float]]]:
-    """What each process has seen, batch by batch."""
+    """The rows of each process, batch by batch."""
     files = sorted(folder.glob("*.json"))
     return [json.loads(file.read_text())[stage] for file in files]
 
@@ -90,7 +90,7 @@ def test_a_checkpoint_of_two_processes_continues_on_one_and_the_other_way_round(
     assert run("two-from-one", 4, str(tmp_path / "one" / "step=3.ckpt"), **two) == whole[3:]
 
 
-def test_a_failed_step_is_taken_again(words: str, numbered: str, tmp_path: Path) -> None:
+def test_a_failed_step_is_repeated(words: str, numbered: str, tmp_path: Path) -> None:
     class Failing(Recorder):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if self.global_step == 7 and self.folder.name == "failing":
@@ -121,7 +121,7 @@ def test_overfitting_sees_the_same_rows_in_every_epoch(
     assert written(tmp_path / "seen", "train")[0] == first_rows * 2
 
 
-def test_every_row_is_tested_once_whatever_the_batch(
+def test_every_row_is_tested_once_for_any_batch_size(
     words: str, numbered: str, tmp_path: Path
 ) -> None:
     data = module(words, numbered, batch_size=8, eval_batch_size=5)
@@ -140,7 +140,7 @@ def test_padding_is_to_the_longest_row_of_the_batch_or_fixed(words: str, numbere
     assert {batch["input_ids"].shape for batch in fixed.train_dataloader()} == {(6, 16)}
 
 
-def test_buckets_spare_padding(words: str, numbered: str) -> None:
+def test_buckets_save_padding(words: str, numbered: str) -> None:
     def tokens(**options: Any) -> int:
         data = module(words, numbered, batch_size=6, **options)
         return sum(batch["input_ids"].numel() for batch in data.train_dataloader())

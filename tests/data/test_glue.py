@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from lightning_pelt.data import GLUE, reading
-from lightning_pelt.data.glue_tasks import TASKS
+from lightning_pelt.data import GLUE, _table_io
+from lightning_pelt.data._glue_tasks import TASKS
 
 
 def save(folder: Path, **splits: list[dict[str, Any]]) -> str:
@@ -49,8 +49,8 @@ EXPECTED = {
 def test_each_task_from_a_folder(words: str, tmp_path: Path, task: str) -> None:
     rows = rows_of(task)
     folder = save(tmp_path / task, train=rows, dev=rows[:2])
-    for place in (folder, str(tmp_path)):
-        data = GLUE(words, task, folder=place, batch_size=3)  # type: ignore[arg-type]
+    for location in (folder, str(tmp_path)):
+        data = GLUE(words, task, folder=location, batch_size=3)  # type: ignore[arg-type]
         assert (data.pair, data.labels, data.metrics) == EXPECTED[task]
         assert data.splits["train"].to_list() == rows
         assert data.splits["dev"].to_list() == data.splits["test"].to_list() == rows[:2]
@@ -158,7 +158,7 @@ def test_from_the_hub(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         columns = {"premise": [f"p {split}"], "hypothesis": ["h"], "label": [label]}
         return Dataset.from_dict(columns, features=features)
 
-    monkeypatch.setattr(reading, "load_dataset", load)
+    monkeypatch.setattr(_table_io, "load_dataset", load)
     splits = GLUE(words, "mnli").splits
     assert splits["train"].to_list() == [{"text": "p train", "text2": "h", "label": 2}]
     assert splits["test"]["text"][:] == ["p validation_matched"]
@@ -203,7 +203,7 @@ def test_rows_as_text(minilm: str, tmp_path: Path, task: str) -> None:
 def test_wrong_arguments_are_named(words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown GLUE task 'sst': did you mean 'sst2'\?"):
         GLUE(words, "sst")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="mismatched rows are MNLI's; the task is 'rte'"):
+    with pytest.raises(ValueError, match="only MNLI has mismatched rows, and the task is 'rte'"):
         GLUE(words, "rte", mismatched=True)
     with pytest.raises(FileNotFoundError, match="has no train rows: expected a file"):
         _ = GLUE(words, "rte", folder=str(tmp_path)).splits

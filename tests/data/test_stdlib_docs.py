@@ -35,16 +35,16 @@ def test_texts_are_first_paragraphs_of_five_words_or_more_each_once(rows: dict[s
     assert set(rows.values()) <= set(CHAPTERS)
 
 
-def test_what_a_module_merely_imports_is_no_row_of_its_chapter() -> None:
+def test_imported_objects_are_not_rows_of_the_importing_module() -> None:
     namedtuple = "Returns a new subclass of tuple with named fields."
     assert [row for row in collect() if row[0] == namedtuple] == [(namedtuple, "data types")]
 
 
-def test_the_result_does_not_depend_on_what_the_caller_has_done(
+def test_the_result_does_not_depend_on_the_caller(
     rows: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def replaced() -> None:
-        """A replaced function with a docstring of its own."""
+        """A replaced function with another docstring."""
 
     monkeypatch.setattr(os, "getpid", replaced)
     monkeypatch.setenv("PYTHONSTARTUP", "nowhere")
@@ -77,7 +77,7 @@ def test_splits_are_a_partition_that_follows_from_the_seed(minilm: str) -> None:
     assert first["test"] != splits(data_seed=1)["test"]
 
 
-def test_chapters_of_few_rows_are_left_out(rows: dict[str, str]) -> None:
+def test_chapters_of_few_rows_are_dropped(rows: dict[str, str]) -> None:
     counts = Counter(rows.values())
     labels = StdlibDocs(min_rows=200).labels
     assert set(labels) == {chapter for chapter, count in counts.items() if count >= 200}

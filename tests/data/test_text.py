@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from jsonargparse import ArgumentParser
 
-from lightning_pelt.data import TextClassification, TextDataModule, reading
+from lightning_pelt.data import TextClassification, TextDataModule, _table_io
 
 ROWS = [
     {"text": "a b c", "second": "d", "label": "pos"},
@@ -123,7 +123,7 @@ def test_a_split_of_the_hub(words: str, monkeypatch: pytest.MonkeyPatch) -> None
         asked.append((name, config, split))
         return Dataset.from_dict({"review": ["a", "b"], "y": [1, 0]}, features=features)
 
-    monkeypatch.setattr(reading, "load_dataset", load)
+    monkeypatch.setattr(_table_io, "load_dataset", load)
     data = TextClassification(
         words, dataset="me/reviews", config="en", train="train[:2]", test="test",
         text="review", label="y", dev_share=0,
@@ -161,7 +161,7 @@ def test_a_bad_value_is_named_with_file_row_and_column(
 
 
 @pytest.mark.parametrize("value", ["high", None, float("nan")])
-def test_what_is_no_number_is_named(words: str, tmp_path: Path, value: Any) -> None:
+def test_a_value_that_is_not_a_number_is_named(words: str, tmp_path: Path, value: Any) -> None:
     path = jsonl(
         tmp_path / "bad.jsonl", [{"text": "a", "label": 1.0}, {"text": "a", "label": value}]
     )
@@ -184,7 +184,7 @@ def test_a_missing_column_is_named_with_the_nearest(words: str, tmp_path: Path) 
 def test_a_truncated_line_is_named(words: str, tmp_path: Path) -> None:
     path = Path(jsonl(tmp_path / "cut.jsonl", [GOOD, GOOD, GOOD]))
     path.write_text(path.read_text()[:-10])
-    with pytest.raises(ValueError, match=r"cut\.jsonl, row 3: truncated, or no jsonl file"):
+    with pytest.raises(ValueError, match=r"cut\.jsonl, row 3: truncated or not a jsonl file"):
         _ = TextClassification(words, train=str(path)).splits
 
 

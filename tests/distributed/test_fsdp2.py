@@ -23,7 +23,7 @@ from twenty_steps import assert_same, fit, half, last
 from zoo import build
 
 from lightning_pelt import XPEFT, Group, PELTCallback, Plan, RandomBank, UniPELT, attach
-from lightning_pelt.sharding import shard
+from lightning_pelt.training.fsdp import shard
 
 
 def run_script(*arguments: str) -> None:

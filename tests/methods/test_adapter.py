@@ -207,7 +207,7 @@ def test_auto_is_the_blocks_own_placement(name: str, same: Any) -> None:
 
 
 def test_unipelt_placement_needs_a_norm_after_the_sum() -> None:
-    with pytest.raises(ValueError, match="gpt2 has none there: use placement='sequential'"):
+    with pytest.raises(ValueError, match="gpt2 has no such norm: use placement='sequential'"):
         attach(tiny_gpt2(), Plan.uniform(Adapter(placement="unipelt")))
 
 

@@ -40,7 +40,7 @@ def test_is_a_change_of_the_biases(name: str) -> None:
     attachment = tuned(model, BitFit())
     for module in attachment.submodules["bitfit"]:
         bias = changed.get_submodule(module.path).bias
-        rows = module.channels.rows
+        rows = module.output_rows.rows
         bias[slice(None) if rows is None else rows] += module.bias
     torch.testing.assert_close(output(model, batch), output(changed, batch), rtol=0, atol=2e-5)
 

@@ -14,9 +14,9 @@ from zoo import build
 
 from lightning_pelt import Compacter, Gate, Group, LoRA, Plan, Prefix, UniPELT, attach
 from lightning_pelt.attach import Attachment
-from lightning_pelt.bottleneck import Dense
-from lightning_pelt.forge import Forge, Thin
-from lightning_pelt.kronecker import Factors, Rule
+from lightning_pelt.methods._bottleneck import Dense
+from lightning_pelt.methods._kronecker import Factors, Rule
+from lightning_pelt.methods._stacked_bottlenecks import StackedBottlenecks, Thin
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
 
 TOKENS = torch.arange(3, 19).view(2, 8)
@@ -94,16 +94,16 @@ def test_factors_and_whole_matrices_give_the_same() -> None:
     """Forced either way, where neither is a matter of course."""
     attachment = attach(tiny_bert(), Plan.uniform(Compacter(n=2, bottleneck=16, rule_std=0.3)))
     awaken(attachment)
-    forge, *_ = forges(attachment)
+    stack, *_ = stacked(attachment)
     f = torch.randn(2, 5, 32)
     placed: Any = attachment.submodules["compacter"][-1]
     outputs = []
     for thin in (False, True):
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(Factors, "thin", thin)
-            forge.kept = None
-            forge.refresh()
-            assert isinstance(forge.of(0), Thin if thin else Dense)
+            stack.kept = None
+            stack.refresh()
+            assert isinstance(stack.of(0), Thin if thin else Dense)
             outputs.append(placed(f, f))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
 
@@ -145,9 +145,9 @@ def test_the_start_is_the_authors(t5: PreTrainedModel) -> None:
 
 def test_adapters_start_as_the_identity(t5: PreTrainedModel) -> None:
     attachment = attach(t5, Plan.uniform(Compacter(bottleneck=24)))
-    forge = forges(attachment)[-1]
+    stack = stacked(attachment)[-1]
     with torch.no_grad():
-        forge.refresh()
+        stack.refresh()
     placed: Any = attachment.submodules["compacter"][-1]
     f = torch.randn(2, 5, 768)
     with torch.no_grad():
@@ -163,8 +163,8 @@ def t5() -> PreTrainedModel:
     )
 
 
-def forges(attachment: Attachment) -> list[Forge]:
-    return [m for m in attachment.submodules["compacter"] if isinstance(m, Forge)]
+def stacked(attachment: Attachment) -> list[StackedBottlenecks]:
+    return [m for m in attachment.submodules["compacter"] if isinstance(m, StackedBottlenecks)]
 
 
 def test_a_block_by_hand() -> None:
@@ -181,16 +181,16 @@ def test_a_block_by_hand() -> None:
     )
     with torch.no_grad():
         model(TOKENS)
-        (forge,) = forges(attachment)
-        rule = forge.__dict__["rule"].A
-        down, up = forge.down_32x8x32, forge.up_32x8x32
+        (stack,) = stacked(attachment)
+        rule = stack.rule.A
+        down, up = stack.down_32x8x32, stack.up_32x8x32
         f = seen["f"]  # with the adapter, since its hook is the older one
-        index = [site.role for site in forge.sites].index("ffn")
+        index = [site.role for site in stack.sites].index("ffn")
         plain = block.output.dense.forward(block.intermediate(seen["a"]))
         inner = F.gelu(
-            plain @ explicit(rule, down, index) + forge.bias_32x8x32[index], approximate="tanh"
+            plain @ explicit(rule, down, index) + stack.bias_32x8x32[index], approximate="tanh"
         )
-        by_hand = plain + inner @ explicit(rule, up, index) + forge.out_32x8x32[index]
+        by_hand = plain + inner @ explicit(rule, up, index) + stack.out_32x8x32[index]
         torch.testing.assert_close(f, by_hand, rtol=0, atol=1e-5)
         out = block.output.LayerNorm(by_hand + seen["a"])
         torch.testing.assert_close(seen["out"], out, rtol=0, atol=1e-5)
@@ -200,8 +200,8 @@ def test_one_rule_and_one_key() -> None:
     """In encoder and decoder, in every block, down and up: the same tensor."""
     model = build("t5")
     attachment = attach(model, Plan.uniform(Compacter(n=4, bottleneck=8)))
-    rules = {id(forge.__dict__["rule"].A) for forge in forges(attachment)}
-    assert len(forges(attachment)) == 2
+    rules = {id(stack.rule.A) for stack in stacked(attachment)}
+    assert len(stacked(attachment)) == 2
     assert len(rules) == 1
     assert [name for name in model.state_dict() if "rule" in name] == ["pelt.compacter_rule.A"]
     assert sum(p.shape == (4, 4, 4) for p in model.parameters()) == 1
@@ -209,7 +209,7 @@ def test_one_rule_and_one_key() -> None:
 
 def test_cross_attention_gets_none() -> None:
     attachment = attach(build("t5"), Plan.uniform(Compacter(n=4, bottleneck=8)))
-    roles = {site.role for forge in forges(attachment) for site in forge.sites}
+    roles = {site.role for stack in stacked(attachment) for site in stack.sites}
     assert roles == {"attention", "ffn"}
 
 
@@ -238,26 +238,26 @@ def test_the_gradient_of_the_rule_is_the_sum_over_modules() -> None:
 def test_weights_are_made_in_fp32(dtype: torch.dtype) -> None:
     """Under autocast too: at the start they are subnormal in half precision."""
     attachment = attach(tiny_bert(), Plan.uniform(Compacter(n=4, bottleneck=8)))
-    (forge,) = forges(attachment)
-    high = forge()[0]
+    (stack,) = stacked(attachment)
+    high = stack()[0]
     with torch.autocast("cpu", dtype):
-        low = forge()[0]
+        low = stack()[0]
     assert all(map(torch.equal, high, low))
-    forge.to(dtype)
-    assert {tensor.dtype for tensor in forge()[0]} == {torch.float32}
+    stack.to(dtype)
+    assert {tensor.dtype for tensor in stack()[0]} == {torch.float32}
 
 
 class TestKeptWeights:
     """Without gradients, weights are made once; every change of what they are made of is seen."""
 
-    def prepared(self) -> tuple[PreTrainedModel, Forge, list[int]]:
+    def prepared(self) -> tuple[PreTrainedModel, StackedBottlenecks, list[int]]:
         model = tiny_bert()
         attachment = attach(model, Plan.uniform(Compacter(n=4, bottleneck=8, rule_std=0.3)))
         awaken(attachment)
-        (forge,) = forges(attachment)
+        (stack,) = stacked(attachment)
         made: list[int] = []
-        forge.register_forward_hook(lambda *_: made.append(1))
-        return model, forge, made
+        stack.register_forward_hook(lambda *_: made.append(1))
+        return model, stack, made
 
     def outputs(self, model: PreTrainedModel) -> Tensor:
         with torch.no_grad():
@@ -343,8 +343,8 @@ def test_a_width_is_rounded_up_and_said(caplog: pytest.LogCaptureFixture) -> Non
     """768 // 32 = 24 holds; 30 // 2 = 15 does not fit n=4 of a width of 32."""
     with caplog.at_level(logging.WARNING):
         attachment = attach(tiny_bert(), Plan.uniform(Compacter(n=4, bottleneck=6)))
-    (forge,) = forges(attachment)
-    assert {shape.width for shape in forge.shapes} == {8}
+    (stack,) = stacked(attachment)
+    assert {shape.width for shape in stack.shapes} == {8}
     assert "bottleneck 6 rounded up to 8, a multiple of n=4" in caplog.text
 
 
@@ -371,7 +371,7 @@ def test_unknown_sites() -> None:
 
 
 def test_a_frozen_rule_warns_and_stays_frozen() -> None:
-    with pytest.warns(UserWarning, match="almost nothing can be learnt"):
+    with pytest.warns(UserWarning, match="can hardly learn"):
         Compacter(learn_rule=False)
     model = tiny_bert()
     attachment = attach(model, Plan.uniform(Compacter(n=4, learn_rule=False, rule_std=0.3)))

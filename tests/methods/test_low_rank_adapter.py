@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_pelt import Gate, LowRankAdapter, Plan, attach
-from lightning_pelt.forge import Forge
+from lightning_pelt.methods._stacked_bottlenecks import StackedBottlenecks
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
 
 
@@ -23,17 +23,17 @@ class TestGatedLowRankAdapter(MethodConformance):
 def test_by_hand(rank: int) -> None:
     attachment = attach(tiny_bert(), Plan.uniform(LowRankAdapter(bottleneck=8, rank=rank)))
     awaken(attachment)
-    forge, *placed = attachment.submodules["low_rank"]
-    assert isinstance(forge, Forge)
+    stack, *placed = attachment.submodules["low_rank"]
+    assert isinstance(stack, StackedBottlenecks)
     f = torch.randn(2, 5, 32)
     with torch.no_grad():
-        forge.refresh()
+        stack.refresh()
         for index, module in enumerate(placed):
-            down = forge.down_32x8x32.S[index, 0] @ forge.down_32x8x32.R[index, 0]
-            up = forge.up_32x8x32.S[index, 0] @ forge.up_32x8x32.R[index, 0]
+            down = stack.down_32x8x32.S[index, 0] @ stack.down_32x8x32.R[index, 0]
+            up = stack.up_32x8x32.S[index, 0] @ stack.up_32x8x32.R[index, 0]
             assert torch.linalg.matrix_rank(down) == rank
-            inner = F.gelu(f @ down + forge.bias_32x8x32[index], approximate="tanh")
-            by_hand = f + inner @ up + forge.out_32x8x32[index]
+            inner = F.gelu(f @ down + stack.bias_32x8x32[index], approximate="tanh")
+            by_hand = f + inner @ up + stack.out_32x8x32[index]
             torch.testing.assert_close(module(f, f), by_hand, rtol=1e-5, atol=1e-5)
 
 

@@ -181,8 +181,8 @@ def test_families_off_the_interface(name: str) -> None:
     assert not any("pelt" in name for name in model.state_dict())
 
 
-def test_a_stack_off_the_interface_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """LongT5's encoder has an attention of its own; its decoder gets prefixes all the same."""
+def test_a_stack_off_the_interface_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """LongT5's encoder does not use the attention interface; its decoder gets prefixes."""
     shape = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     config = AutoConfig.for_model("longt5", vocab_size=100, decoder_start_token_id=0, **shape)
     with caplog.at_level(logging.WARNING, "lightning_pelt"):
@@ -190,7 +190,7 @@ def test_a_stack_off_the_interface_is_said(caplog: pytest.LogCaptureFixture) -> 
             AutoModelForSeq2SeqLM.from_config(config), Plan.uniform(Prefix(mlp=None))
         )
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith("prefix: none in the encoder of longt5")
+    assert said.startswith("prefix: no prefix in the encoder of longt5")
     assert {module.site.stack for module in attachment.submodules["prefix"]} == {"decoder"}
 
 

@@ -1,4 +1,4 @@
-"""Where stores of both kinds are."""
+"""Stores of both kinds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a test's own store is, not made yet: a file, or a schema of the server's."""
+    """URL of a store that does not exist yet: a file, or a schema of the server."""
     if request.param == "sqlite":
         return str(tmp_path / "profiles.db")
     return request.getfixturevalue("postgres")()

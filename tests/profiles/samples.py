@@ -1,4 +1,4 @@
-"""Profiles of the tests: random ones, each wholly decided by its seed."""
+"""Random profiles for tests, each determined by its seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def random_profile(
     head: bool = False,
     bank: str = BANK,
 ) -> Profile:
-    """A profile whose parts all come from ``seed``; half of the adapters are chosen by default."""
+    """A profile with random parts; by default, it selects half of the adapters."""
     draw = np.random.default_rng(seed)
     k = max(1, n // 2) if k is None else k
     if soft:

@@ -1,10 +1,7 @@
-"""What tests of stores need: profiles, a way past the store, other processes."""
+"""Profiles for tests of stores, and direct access to their databases."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,16 +26,16 @@ MIXED: dict[str, dict[str, Any]] = {
 
 
 def some(count: int, first: int = 0) -> dict[str, Profile]:
+    """Profiles with consecutive ids."""
     return {f"u{i:04d}": random_profile(i, n=20) for i in range(first, first + count)}
 
 
 @contextmanager
 def raw(url: str) -> Iterator[Any]:
-    """A connection past the store, with all that is done on it committed."""
-    place = (
+    """A connection to the database of a store; the changes are committed."""
+    engine = create_engine(
         url.replace("postgresql:", "postgresql+psycopg:") if "://" in url else f"sqlite:///{url}"
     )
-    engine = create_engine(place)
     with engine.begin() as connection:
         yield connection
     engine.dispose()
@@ -46,7 +43,7 @@ def raw(url: str) -> Iterator[Any]:
 
 @contextmanager
 def at_commit(act: Callable[[], None]) -> Iterator[None]:
-    """Call ``act`` when a transaction has written all and not committed yet."""
+    """Call ``act`` when a transaction has written everything and not committed yet."""
 
     def listener(_: object) -> None:
         act()
@@ -56,14 +53,3 @@ def at_commit(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "commit", listener)
-
-
-def python(script: str, *args: str) -> subprocess.Popen[str]:
-    """A second process, which finds the library and the tests' helpers as this one does."""
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )

@@ -1,4 +1,4 @@
-"""Shards: from one store into another, and what is refused on the way."""
+"""Shards: from one store to another, and the errors of damaged or foreign ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from profiles.stores import MIXED, raw, some
 from safetensors.numpy import load_file, save_file
 from sqlalchemy import text
 
-from lightning_pelt.profiles.store import (
-    DamagedProfile,
-    ProfileStore,
-)
+from lightning_pelt.profiles import _shards
+from lightning_pelt.profiles.store import DamagedProfile, ProfileStore
 
 
-def test_shards_bring_everything_into_another_store(store: ProfileStore, tmp_path: Path) -> None:
+def test_shards_copy_everything_to_another_store(store: ProfileStore, tmp_path: Path) -> None:
     profiles = {kind: random_profile(i, **given) for i, (kind, given) in enumerate(MIXED.items())}
     profiles |= some(50)
     store.put_many(profiles.items())
@@ -32,12 +30,14 @@ def test_shards_bring_everything_into_another_store(store: ProfileStore, tmp_pat
         assert dict(copy.iterate()) == {**profiles, "hard": random_profile(99)}
         assert copy.latest(["hard", "soft"]) == {"hard": 2, "soft": 1}
         assert copy.verify() == []
-        assert copy.import_shards(folder) == 0  # again: it has them
+        assert copy.import_shards(folder) == 0  # the store has them already
         assert copy.versions("hard") == [2]
         assert copy.put("hard", random_profile(3)) == 3
 
 
-def test_a_store_keeps_what_is_newer_than_the_shards(store: ProfileStore, tmp_path: Path) -> None:
+def test_a_store_keeps_versions_that_are_newer_than_the_shards(
+    store: ProfileStore, tmp_path: Path
+) -> None:
     store.put_many([("a", random_profile(0)), ("a", random_profile(1)), ("b", random_profile(2))])
     folder = store.export(tmp_path / "export")
     store.put("b", random_profile(3))
@@ -52,7 +52,7 @@ def test_a_store_keeps_what_is_newer_than_the_shards(store: ProfileStore, tmp_pa
     assert store.get("b") == random_profile(3)
 
 
-def test_a_shard_is_what_its_description_says(tmp_path: Path) -> None:
+def test_a_shard_has_the_documented_tensors(tmp_path: Path) -> None:
     given = {f"ü{i}": random_profile(i, n=20, norm=i == 1) for i in range(3)}
     with ProfileStore(tmp_path / "profiles.db") as store:
         store.put_many(given.items())
@@ -77,7 +77,7 @@ def _export(tmp_path: Path) -> Path:
         return store.export(tmp_path / "export", rows_per_shard=25)
 
 
-def test_a_truncated_shard_is_named_before_anything_is_written(
+def test_a_truncated_shard_raises_before_anything_is_written(
     store: ProfileStore, tmp_path: Path
 ) -> None:
     folder = _export(tmp_path)
@@ -92,7 +92,7 @@ def test_a_truncated_shard_is_named_before_anything_is_written(
     assert (len(store), store.bank) == (0, None)
 
 
-def test_shards_of_another_bank_are_refused_with_both_digests(
+def test_shards_of_another_bank_raise_with_both_digests(
     store: ProfileStore, tmp_path: Path
 ) -> None:
     store.put("a", random_profile(bank=OTHER_BANK))
@@ -102,8 +102,8 @@ def test_shards_of_another_bank_are_refused_with_both_digests(
     assert list(store.ids()) == ["a"]
 
 
-def _resealed(folder: Path, shard: Path) -> None:
-    """Let the manifest have the hash of a shard that was changed."""
+def _update_manifest(folder: Path, shard: Path) -> None:
+    """Write the hash of a changed shard to the manifest."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     [entry] = [entry for entry in manifest["shards"] if entry["file"] == shard.name]
@@ -111,20 +111,20 @@ def _resealed(folder: Path, shard: Path) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_foreign_shards_and_manifests_are_refused(store: ProfileStore, tmp_path: Path) -> None:
+def test_foreign_shards_and_manifests_raise(store: ProfileStore, tmp_path: Path) -> None:
     folder = _export(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json in"):
         store.import_shards(tmp_path)
     shard = folder / "profiles-00000.safetensors"
     tensors = load_file(shard)
     save_file({"weight": np.zeros(3, np.float32)}, shard)
-    _resealed(folder, shard)
+    _update_manifest(folder, shard)
     with pytest.raises(ValueError, match=r"profiles-00000\.safetensors is not a shard"):
         store.import_shards(folder)
     tensors["masks"][7, 0, 0, 0] ^= 1
     save_file(tensors, shard)
-    _resealed(folder, shard)
-    with pytest.raises(DamagedProfile, match="'u0007': block 0, side A chooses"):
+    _update_manifest(folder, shard)
+    with pytest.raises(DamagedProfile, match="'u0007': block 0, side A selects"):
         store.import_shards(folder)
     assert len(store) == 0
     for foreign in ("[1, 2]", "{", '{"format": "1"}'):
@@ -132,11 +132,11 @@ def test_foreign_shards_and_manifests_are_refused(store: ProfileStore, tmp_path:
         with pytest.raises(ValueError, match="not a manifest"):
             store.import_shards(folder)
     (folder / "manifest.json").write_text('{"format": "9", "bank": "", "shards": []}')
-    with pytest.raises(ValueError, match="format 9, and this version reads 1"):
+    with pytest.raises(ValueError, match="has the format 9, and this version reads 1"):
         store.import_shards(folder)
 
 
-def test_an_export_does_not_take_the_place_of_another(store: ProfileStore, tmp_path: Path) -> None:
+def test_an_export_does_not_replace_another(store: ProfileStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no profiles to export"):
         store.export(tmp_path / "export")
     store.put("a", random_profile())
@@ -147,7 +147,7 @@ def test_an_export_does_not_take_the_place_of_another(store: ProfileStore, tmp_p
         store.export(tmp_path / "export")
 
 
-def test_an_export_of_a_damaged_store_is_no_export(
+def test_an_export_of_a_damaged_store_has_no_manifest(
     url: str, store: ProfileStore, tmp_path: Path
 ) -> None:
     store.put_many(some(5).items())
@@ -161,9 +161,9 @@ def test_an_export_of_a_damaged_store_is_no_export(
     shutil.rmtree(tmp_path / "export")
 
 
-def test_large_rows_close_a_shard_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_pelt.profiles import _shards
-
+def test_a_shard_with_large_rows_is_closed_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_shards, "SHARD_BYTES", 100)  # three rows of 16 + 18 bytes
     with ProfileStore(tmp_path / "profiles.db") as store:
         store.put_many(some(7).items())

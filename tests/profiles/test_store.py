@@ -1,4 +1,4 @@
-"""The store on SQLite and on a real PostgreSQL: what it keeps, gives back and refuses."""
+"""The store on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from profile_store import main as benchmark
 from profiles.samples import BANK, OTHER_BANK, random_profile
 from profiles.stores import MIXED, some
 
-from lightning_pelt.benchmark.store import main as benchmark
-from lightning_pelt.profiles import store as store_module
-from lightning_pelt.profiles.store import (
-    DamagedProfile,
-    ProfileStore,
-    UnknownProfile,
-)
+from lightning_pelt.profiles import _writing
+from lightning_pelt.profiles.store import DamagedProfile, ProfileStore, UnknownProfile
 
 
 @pytest.mark.parametrize("kind", MIXED)
-def test_what_is_put_comes_back_in_all_its_parts(store: ProfileStore, kind: str) -> None:
+def test_a_stored_profile_has_all_its_parts(store: ProfileStore, kind: str) -> None:
     profile = random_profile(**MIXED[kind])
     assert store.put(kind, profile) == 1
     assert store.get(kind) == profile
     assert store.bank == BANK
 
 
-def test_profiles_of_all_kinds_are_read_together_in_the_order_asked(store: ProfileStore) -> None:
+def test_profiles_of_all_kinds_are_read_together_in_the_given_order(store: ProfileStore) -> None:
     profiles = {kind: random_profile(i, **given) for i, (kind, given) in enumerate(MIXED.items())}
     assert store.put_many(profiles.items()) == len(profiles)
     asked = [*reversed(profiles), "hard"]
@@ -46,10 +42,10 @@ def test_a_read_profile_shares_no_memory_with_others(store: ProfileStore) -> Non
     assert all(one.masks.base is None for one in found)
 
 
-def test_many_more_than_a_query_and_a_transaction_hold(
+def test_more_profiles_than_fit_in_a_query_and_a_transaction(
     store: ProfileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "TRANSACTION", 700)
+    monkeypatch.setattr(_writing, "TRANSACTION", 700)
     profiles = some(1500)
     assert store.put_many(iter(profiles.items())) == 1500
     assert len(store) == 1500
@@ -57,15 +53,20 @@ def test_many_more_than_a_query_and_a_transaction_hold(
     assert list(store.iterate(batch=400)) == list(profiles.items())
 
 
-def test_large_profiles_make_small_transactions(
+def test_large_profiles_are_put_in_small_transactions(
     store: ProfileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = []
-    put = store._put
-    monkeypatch.setattr(store, "_put", lambda items: lengths.append(len(items)) or put(items))
-    monkeypatch.setattr(store_module, "TRANSACTION_BYTES", 2 * 3 * 2 * 20 + 1)
+    put = _writing.put
+
+    def count(database: Any, items: Any) -> Any:
+        lengths.append(len(items))
+        return put(database, items)
+
+    monkeypatch.setattr(_writing, "put", count)
+    monkeypatch.setattr(_writing, "TRANSACTION_BYTES", 2 * 3 * 2 * 20 + 1)
     store.put_many(some(7).items())
-    assert lengths == [3, 3, 1]  # of 120 bytes of masks: the third is the first to exceed 241
+    assert lengths == [3, 3, 1]  # with 120 bytes of masks each, the third exceeds 241
 
 
 @pytest.mark.parametrize("id", ["a", "x" * 200, "Ünïcode 🙂", "with 'quotes' \"and\" ; --", "%s ?"])
@@ -80,12 +81,12 @@ def test_ids_are_any_text(store: ProfileStore, id: str) -> None:
     [
         ("", "0 characters, expected 1 to 200"),
         ("x" * 201, "201 characters, expected 1 to 200"),
-        ("a\0b", "holds a character"),
-        ("a\udcffb", "holds a character"),
-        (7, "is a int, expected text"),
+        ("a\0b", "contains a character"),
+        ("a\udcffb", "contains a character"),
+        (7, "is a int, expected a string"),
     ],
 )
-def test_what_is_no_id_is_refused_and_unknown(store: ProfileStore, id: Any, message: str) -> None:
+def test_an_invalid_id_raises_and_is_unknown(store: ProfileStore, id: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         store.put(id, random_profile())
     assert id not in store
@@ -95,7 +96,7 @@ def test_what_is_no_id_is_refused_and_unknown(store: ProfileStore, id: Any, mess
     assert (len(store), store.bank) == (0, None)
 
 
-def test_unknown_ids_are_all_named_in_words(store: ProfileStore) -> None:
+def test_the_message_names_all_unknown_ids(store: ProfileStore) -> None:
     store.put("known", random_profile())
     with pytest.raises(UnknownProfile) as caught:
         store.get_many(["ghost", "known", "spirit"])
@@ -107,19 +108,19 @@ def test_unknown_ids_are_all_named_in_words(store: ProfileStore) -> None:
 
 
 @pytest.mark.parametrize("error", [UnknownProfile("no 'a'", ["a"]), DamagedProfile({"a": "why"})])
-def test_errors_reach_another_process_as_they_are(error: Exception) -> None:
+def test_errors_can_be_pickled(error: Exception) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), str(back), back.args) == (type(error), str(error), error.args)
 
 
-def test_ids_come_in_the_order_of_code_points(store: ProfileStore) -> None:
+def test_ids_are_sorted_by_code_points(store: ProfileStore) -> None:
     ids = ["b", "a", "B", "é", "a b", "z", "10", "9", "🙂", "\uff41"]
     store.put_many((id, random_profile()) for id in ids)
     assert list(store.ids()) == sorted(ids)
     assert [id for id, _ in store.iterate(batch=3)] == sorted(ids)
 
 
-def test_a_store_is_as_it_was_when_opened_again(url: str) -> None:
+def test_a_reopened_store_is_unchanged(url: str) -> None:
     with ProfileStore(url) as first:
         first.put_many(some(5).items())
         first.put("u0000", random_profile(99))
@@ -129,7 +130,7 @@ def test_a_store_is_as_it_was_when_opened_again(url: str) -> None:
         assert second.verify() == []
 
 
-def test_an_empty_store_has_nothing(store: ProfileStore) -> None:
+def test_an_empty_store(store: ProfileStore) -> None:
     assert (len(store), store.bank, "a" in store, list(store.ids())) == (0, None, False, [])
     assert list(store.iterate()) == []
     assert store.verify() == []
@@ -137,12 +138,12 @@ def test_an_empty_store_has_nothing(store: ProfileStore) -> None:
 
 
 @pytest.mark.parametrize("batch", [0, -1])
-def test_a_batch_of_nothing_is_refused(store: ProfileStore, batch: int) -> None:
+def test_an_empty_batch_raises(store: ProfileStore, batch: int) -> None:
     with pytest.raises(ValueError, match=f"batch is {batch}"):
         next(store.iterate(batch=batch))
 
 
-def test_every_put_makes_a_version_and_all_can_be_read(store: ProfileStore) -> None:
+def test_every_put_is_a_version_and_all_can_be_read(store: ProfileStore) -> None:
     assert [store.put("a", random_profile(seed)) for seed in range(4)] == [1, 2, 3, 4]
     assert store.versions("a") == [1, 2, 3, 4]
     assert store.get("a") == random_profile(3)
@@ -153,7 +154,7 @@ def test_every_put_makes_a_version_and_all_can_be_read(store: ProfileStore) -> N
     assert (len(store), list(store.ids())) == (1, ["a"])
 
 
-def test_an_id_that_comes_twice_in_bulk_becomes_two_versions(store: ProfileStore) -> None:
+def test_a_repeated_id_is_stored_as_two_versions(store: ProfileStore) -> None:
     items = [("a", random_profile(0)), ("b", random_profile(1)), ("a", random_profile(2))]
     assert store.put_many(items) == 3
     assert store.latest(["a", "b", "ghost"]) == {"a": 2, "b": 1}
@@ -161,7 +162,7 @@ def test_an_id_that_comes_twice_in_bulk_becomes_two_versions(store: ProfileStore
     assert store.get("a") == random_profile(2)
 
 
-def test_a_deleted_profile_is_gone_with_its_versions_and_its_numbers_are_not_given_again(
+def test_a_deleted_profile_has_no_versions_and_its_numbers_are_not_used_again(
     store: ProfileStore,
 ) -> None:
     store.put_many([("a", random_profile(0)), ("b", random_profile(1)), ("a", random_profile(2))])
@@ -179,7 +180,7 @@ def test_a_deleted_profile_is_gone_with_its_versions_and_its_numbers_are_not_giv
     assert store.get("b") == random_profile(1)
 
 
-def test_a_profile_of_another_bank_is_refused_with_both_digests(store: ProfileStore) -> None:
+def test_a_profile_of_another_bank_raises_with_both_digests(store: ProfileStore) -> None:
     store.put("a", random_profile())
     for put in (
         lambda: store.put("b", random_profile(bank=OTHER_BANK)),
@@ -191,15 +192,15 @@ def test_a_profile_of_another_bank_is_refused_with_both_digests(store: ProfileSt
     assert list(store.ids()) == ["a"]
 
 
-def test_a_first_write_that_fails_leaves_the_bank_open(store: ProfileStore) -> None:
-    with pytest.raises(ValueError, match="chooses from the bank"):
+def test_a_failed_first_write_does_not_set_the_bank(store: ProfileStore) -> None:
+    with pytest.raises(ValueError, match="belongs to the bank"):
         store.put_many([("a", random_profile()), ("b", random_profile(bank=OTHER_BANK))])
     assert (store.bank, len(store)) == (None, 0)
     store.put("b", random_profile(bank=OTHER_BANK))
     assert store.bank == OTHER_BANK
 
 
-def test_a_shrunk_benchmark_prints_what_it_writes(
+def test_a_small_benchmark_prints_what_it_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "figures.json"
@@ -211,7 +212,7 @@ def test_a_shrunk_benchmark_prints_what_it_writes(
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def test_a_row_takes_little_more_than_its_masks(tmp_path: Path) -> None:
+def test_a_row_is_little_larger_than_its_masks(tmp_path: Path) -> None:
     profile = random_profile(n=100, blocks=12)
     with ProfileStore(tmp_path / "profiles.db") as store:
         store.put_many((f"reader-{i:07d}", profile) for i in range(5000))

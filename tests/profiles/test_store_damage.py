@@ -1,4 +1,4 @@
-"""Damaged stores: what is found, what it is called, and that nothing else is lost."""
+"""Damaged stores: every damage is found and reported, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("part", DAMAGES)
-def test_a_damaged_row_is_named_and_no_other_is_lost(
+def test_a_damaged_row_raises_with_its_id_and_other_rows_can_be_read(
     url: str, store: ProfileStore, part: str
 ) -> None:
     given = {f"u{i:04d}": random_profile(i, norm=True) for i in range(4)}
@@ -49,7 +49,7 @@ def test_a_damaged_row_is_named_and_no_other_is_lost(
         lambda: store.get_many(given),
         lambda: list(store.iterate()),
     ):
-        with pytest.raises(DamagedProfile, match="'u0001': its checksum does not hold") as caught:
+        with pytest.raises(DamagedProfile, match="'u0001': its checksum does not match") as caught:
             ask()
         assert list(caught.value.reasons) == ["u0001"]
     others = {id: profile for id, profile in given.items() if id != "u0001"}
@@ -57,12 +57,12 @@ def test_a_damaged_row_is_named_and_no_other_is_lost(
     assert [id for id, _ in store.verify()] == ["u0001"]
     store.put("u0001", given["u0001"])
     assert store.get_many(given) == given
-    assert [id for id, _ in store.verify()] == ["u0001"]  # its older version
+    assert [id for id, _ in store.verify()] == ["u0001"]  # the earlier version
     store.delete("u0001")
     assert store.verify() == []
 
 
-def test_rows_that_were_swapped_are_both_found(url: str, store: ProfileStore) -> None:
+def test_swapped_rows_are_both_found(url: str, store: ProfileStore) -> None:
     store.put_many(some(3).items())
     with raw(url) as connection:
         for old, new in (("u0000", "x"), ("u0001", "u0000"), ("x", "u0001")):
@@ -73,9 +73,7 @@ def test_rows_that_were_swapped_are_both_found(url: str, store: ProfileStore) ->
     assert store.get("u0002") == some(3)["u0002"]
 
 
-def test_an_older_version_that_is_damaged_does_not_hide_the_others(
-    url: str, store: ProfileStore
-) -> None:
+def test_a_damaged_earlier_version_does_not_hide_the_others(url: str, store: ProfileStore) -> None:
     store.put_many([("a", random_profile(seed)) for seed in range(3)])
     with raw(url) as connection:
         connection.execute(text("UPDATE xpeft_history SET version = 7 WHERE version = 2"))
@@ -87,7 +85,7 @@ def test_an_older_version_that_is_damaged_does_not_hide_the_others(
     assert [(id, why[:10]) for id, why in store.verify()] == [("a", "version 7:")]
 
 
-def test_any_flipped_bit_of_a_file_is_found_or_harmless(tmp_path: Path) -> None:
+def test_any_flipped_bit_of_a_file_is_found_or_changes_nothing(tmp_path: Path) -> None:
     profiles = {f"u{i:04d}": random_profile(i, blocks=12) for i in range(100)}
     with ProfileStore(tmp_path / "whole.db") as store:
         store.put_many(profiles.items())
@@ -95,15 +93,15 @@ def test_any_flipped_bit_of_a_file_is_found_or_harmless(tmp_path: Path) -> None:
     whole = (tmp_path / "whole.db").read_bytes()
     draw = np.random.default_rng(0)
     found = 0
-    for place in draw.integers(len(whole), size=80).tolist():
+    for offset in draw.integers(len(whole), size=80).tolist():
         changed = bytearray(whole)
-        changed[place] ^= 1 << int(draw.integers(8))
+        changed[offset] ^= 1 << int(draw.integers(8))
         (tmp_path / "flipped.db").write_bytes(changed)
-        found += _reads_right_or_complains(tmp_path / "flipped.db", profiles)
-    assert found > 30  # the others hit parts of pages that nothing uses
+        found += _damage_is_found(tmp_path / "flipped.db", profiles)
+    assert found > 30  # the others are in unused parts of pages
 
 
-def _reads_right_or_complains(path: Path, profiles: dict[str, Profile]) -> bool:
+def _damage_is_found(path: Path, profiles: dict[str, Profile]) -> bool:
     try:
         with ProfileStore(path) as store:
             silent = []
@@ -114,15 +112,15 @@ def _reads_right_or_complains(path: Path, profiles: dict[str, Profile]) -> bool:
                     pass
                 except UnknownProfile:
                     silent.append(id)
-            complaints = store.verify()
-            assert complaints or not silent
-            return bool(complaints)
-    except ValueError:  # at opening: no database, another format, no table of ours
+            errors = store.verify()
+            assert errors or not silent
+            return bool(errors)
+    except ValueError:  # on opening: not a database, another format, or no such table
         return True
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.5, 0.95, 0.9999])
-def test_a_truncated_file_is_refused_with_the_remedy(tmp_path: Path, kept: float) -> None:
+def test_a_truncated_file_raises_with_the_remedy(tmp_path: Path, kept: float) -> None:
     path = tmp_path / "profiles.db"
     with ProfileStore(path) as store:
         store.put_many(some(300).items())
@@ -136,17 +134,17 @@ def test_a_truncated_file_is_refused_with_the_remedy(tmp_path: Path, kept: float
         assert new.get_many(some(300)) == some(300)
 
 
-def test_a_broken_page_hides_only_its_own_rows(tmp_path: Path) -> None:
+def test_a_damaged_page_hides_only_its_own_rows(tmp_path: Path) -> None:
     path = tmp_path / "profiles.db"
     profiles = {f"u{i:04d}": random_profile(i, blocks=12) for i in range(300)}
     with ProfileStore(path) as store:
         store.put_many(profiles.items())
     data = bytearray(path.read_bytes())
     [page] = {data.find(profiles["u0150"]._packed()[16:]) // 4096}
-    data[4096 * page : 4096 * page + 200] = b"\xff" * 200  # its header and its directory of rows
+    data[4096 * page : 4096 * page + 200] = b"\xff" * 200  # its header and its index of rows
     path.write_bytes(data)
     with ProfileStore(path) as store:
-        with pytest.raises(DamagedProfile, match="'u0150': the file is damaged where it was"):
+        with pytest.raises(DamagedProfile, match="'u0150': its page of the file is damaged"):
             store.get("u0150")
         with pytest.raises(DamagedProfile) as caught:
             store.get_many(profiles)
@@ -158,7 +156,7 @@ def test_a_broken_page_hides_only_its_own_rows(tmp_path: Path) -> None:
         assert {*lost, ""} == set(reported)
 
 
-def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_store_raises_and_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a database " * 100)
     with pytest.raises(ValueError, match=r"notes\.txt \(1500 bytes\) is not a profile store"):
@@ -175,7 +173,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> No
     connection.close()
 
 
-def test_a_store_of_a_later_format_is_refused(url: str) -> None:
+def test_a_store_of_a_later_format_raises(url: str) -> None:
     ProfileStore(url).close()
     with raw(url) as connection:
         connection.execute(text("UPDATE xpeft_store SET value = '2' WHERE key = 'format'"))
@@ -188,23 +186,23 @@ def test_a_store_of_a_later_format_is_refused(url: str) -> None:
     [
         ("mysql://host/db", "unknown kind of store 'mysql'"),
         ("postgresq://host/db", "did you mean 'postgresql'"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
+        ("sqlite://", "has no path"),
+        ("sqlite:///:memory:", "has no path"),
     ],
 )
-def test_another_kind_of_database_is_refused(url: str, message: str) -> None:
+def test_another_kind_of_database_raises(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProfileStore(url)
 
 
-def test_a_server_that_does_not_answer_is_said_so_without_the_password(tmp_path: Path) -> None:
+def test_the_message_about_an_unreachable_server_omits_the_password(tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(ConnectionError, match="cannot be reached") as caught:
         ProfileStore(f"postgresql://me:secret@/db?host={tmp_path}")
     assert "secret" not in str(caught.value)
 
 
-def test_a_path_a_url_and_a_string_name_the_same_file(tmp_path: Path) -> None:
+def test_a_path_a_url_and_a_string_open_the_same_file(tmp_path: Path) -> None:
     with ProfileStore(tmp_path / "made" / "profiles.db") as store:
         store.put("a", random_profile())
     for same in (str(tmp_path / "made/profiles.db"), f"sqlite:///{tmp_path}/made/profiles.db"):

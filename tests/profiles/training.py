@@ -1,4 +1,4 @@
-"""Sentences of three people, and a fit of X-PEFT to them; torch is not asked for threads."""
+"""Sentences of three people, and a fit of X-PEFT to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_pelt.callbacks import MaskTemperature
 
 
 class People(Sentences):
-    """Whose a sentence is follows from its length."""
+    """The length of a sentence determines its profile."""
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
         found = super().encode(rows, split)
@@ -31,7 +31,7 @@ def fit(
     profiles: int = 4,
     **options: Any,
 ) -> PELTModule:
-    """Ten steps on global batches of four; nobody has sentences of the fourth profile."""
+    """Ten steps on global batches of four, without sentences of the fourth profile."""
     method = XPEFT(
         bank=RandomBank(size=12), k=4, scale=8.0, bottleneck=4, profiles=profiles, **options
     )

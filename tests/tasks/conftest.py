@@ -18,7 +18,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lightning_pelt.backbone import load_tokenizer
+from lightning_pelt.utils.backbone import load_tokenizer
 
 WORDS = ["yes", "no", "maybe", "one", "two", "three", "1.5", "2.0", "red", "green", "blue"]
 

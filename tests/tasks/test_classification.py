@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lightning_pelt.backbone import load_tokenizer
 from lightning_pelt.tasks import Classification
+from lightning_pelt.utils.backbone import load_tokenizer
 
 LABELS = ["entailment", "not_entailment"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from lightning_pelt.backbone import load_tokenizer
 from lightning_pelt.tasks import Regression
+from lightning_pelt.utils.backbone import load_tokenizer
 
 
 def batch_of(folder: str, *texts: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,103 @@
+"""Discovery: from a recorded forward to the anatomy of a model.
+
+Almost everything follows from the flow of data, not from names. :mod:`._projections` finds the
+attentions and their linear layers, :mod:`._stacks` the stacks of blocks, :mod:`._sublayer_sites`
+and :mod:`._layer_sites` the sites.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from lightning_pelt.anatomy._layer_sites import block_sites, norm_and_outer_sites
+from lightning_pelt.anatomy._projections import Attention, find_attentions
+from lightning_pelt.anatomy._recorded_model import RecordedModel
+from lightning_pelt.anatomy._stacks import Position, block_positions, find_stacks
+from lightning_pelt.anatomy._sublayer_sites import SublayerSites
+from lightning_pelt.anatomy.recording import base_of
+from lightning_pelt.anatomy.sites import Anatomy, MaskArgument, Site
+
+
+@torch.enable_grad()
+def examine(model: PreTrainedModel) -> Anatomy:
+    """Find the stacks, blocks and sites of a Hugging Face model by one dummy forward.
+
+    Raises:
+        ValueError: no block has an attention, or the model does not run on a dummy input.
+
+    Example:
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> anatomy = examine(tiny_bert())
+        >>> [site.label for site in anatomy.sites if site.block == 0]  # doctest: +ELLIPSIS
+        ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
+    """
+    recorded = RecordedModel(model)
+    blocks: dict[str, list[Attention]] = {}
+    for attention in find_attentions(recorded):
+        blocks.setdefault(recorded.block_of[attention.module], []).append(attention)
+    if not blocks:
+        raise ValueError(
+            f"no attention found in {type(model).__name__}: it neither uses transformers' "
+            "attention interface nor has projections of a known name. Give a model whose blocks "
+            "are transformer layers, or attach to the transformer inside it."
+        )
+    stacks = find_stacks(recorded, blocks)
+    positions = block_positions(stacks)
+    sublayers = _sublayer_sites(recorded, blocks, positions)
+    sites = [
+        *sublayers,
+        *norm_and_outer_sites(recorded, positions),
+        *block_sites(recorded, positions),
+    ]
+    return Anatomy(
+        model_type=model.config.model_type,
+        width=next(site.d_out for site in sites if site.role.endswith("attention")),
+        stacks=tuple(stacks),
+        sites=tuple(sites),
+        masks=_masks(model, sublayers),
+        parameters=_backbone_size(model),
+    )
+
+
+def _sublayer_sites(
+    recorded: RecordedModel, blocks: dict[str, list[Attention]], positions: dict[str, Position]
+) -> list[Site]:
+    """The sites of all blocks' sublayers, stack by stack."""
+    sites: list[Site] = []
+    for path, position in positions.items():
+        block = SublayerSites(recorded, position)
+        for attention in blocks[path]:
+            block.add_attention(attention)
+        block.add_feed_forward(blocks[path][-1])
+        sites += block.sites
+    # The first block of a pre-norm stack looks post-norm if its embeddings are normalised.
+    pre_norm = {(site.stack, site.role) for site in sites if site.post_norm is None}
+    return [replace(s, post_norm=None) if (s.stack, s.role) in pre_norm else s for s in sites]
+
+
+def _masks(model: PreTrainedModel, sites: list[Site]) -> dict[tuple[str, int, str], MaskArgument]:
+    """The mask argument of every attention that has one."""
+    masks = {}
+    for site in sites:
+        if site.role in ("attention", "cross_attention") and site.block is not None:
+            mask = _mask_argument(model, site.path)
+            if mask is not None:
+                masks[site.stack, site.block, site.role] = mask
+    return masks
+
+
+def _mask_argument(model: PreTrainedModel, path: str) -> MaskArgument | None:
+    """Which argument of the attention module at ``path`` is its mask."""
+    names = list(inspect.signature(model.get_submodule(path).forward).parameters)
+    name = next((n for n in ("attention_mask", "mask", "attn_mask") if n in names), None)
+    return None if name is None else MaskArgument(path, name, names.index(name))
+
+
+def _backbone_size(model: PreTrainedModel) -> int:
+    """Number of the backbone's parameters; as in an attachment, a vocabulary projection counts."""
+    backbone = base_of(model) if model.get_output_embeddings() is None else model
+    return sum(parameter.numel() for parameter in backbone.parameters())

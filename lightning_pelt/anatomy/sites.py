@@ -1,0 +1,254 @@
+"""Sites: a model described as stacks of blocks, and the modules to attach to in each block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+
+from lightning_pelt.utils.errors import unknown
+
+OUTPUT = "(output)"  # as Source.argument: the module's output
+NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm", "block", "prompt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensor that a site reads.
+
+    Sites with equal sources read the same tensor, so that gates and down-projections of them can be
+    computed in one matrix product.
+
+    Args:
+        path: path of a module, from the model's root.
+        argument: position or name of the module's argument; :data:`OUTPUT` is its output.
+        width: size of the tensor's last dimension.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> query, key = examine(tiny_bert()).select(["query", "key"])[:2]
+        >>> query.source
+        Source(path='bert.encoder.layer.0.attention.self', argument=0, width=32)
+        >>> key.source == query.source
+        True
+    """
+
+    path: str
+    argument: int | str
+    width: int
+
+
+@dataclass(frozen=True)
+class MaskArgument:
+    """The argument that carries the mask of the attention module at ``path``.
+
+    Args:
+        path: path of the attention module, from the model's root.
+        name: the argument's name.
+        position: its position, for calls that pass it without the name.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> examine(tiny_bert()).masks["encoder", 0, "attention"].name
+        'attention_mask'
+    """
+
+    path: str
+    name: str
+    position: int
+
+
+@dataclass(frozen=True)
+class PostNorm:
+    """The norm of a post-norm sublayer: the block continues with ``norm(f + a)``.
+
+    Args:
+        output: path of the module that returns ``f``: the sublayer's last linear layer, or the
+            dropout after it.
+        norm: path of the norm.
+        residual: the tensor ``a``, which the sublayer reads.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_bert, tiny_llama
+        >>> examine(tiny_bert()).select("ffn")[0].post_norm.norm
+        'bert.encoder.layer.0.output.LayerNorm'
+        >>> examine(tiny_llama()).select("ffn")[0].post_norm is None  # pre-norm
+        True
+    """
+
+    output: str
+    norm: str
+    residual: Source
+
+
+@dataclass(frozen=True)
+class AttentionHeads:
+    """Shapes of the keys and values that an attention module passes to the attention function.
+
+    Args:
+        count: number of key-value heads.
+        key_width: width of a head's keys.
+        value_width: width of a head's values.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_llama
+        >>> examine(tiny_llama()).select("attention")[0].heads
+        AttentionHeads(count=2, key_width=8, value_width=8)
+    """
+
+    count: int
+    key_width: int
+    value_width: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module, or a slice of its output, to which a method can attach a submodule.
+
+    Args:
+        role: in each block ``attention.query|key|value|output``, ``attention``, ``ffn.in|out``,
+            ``ffn`` and ``norm``, ``cross_attention`` and ``cross_attention.*`` for the attention
+            of a decoder over the encoder, and ``block`` for the block's output, which is the
+            residual stream. Outside the blocks ``linear`` and ``norm``.
+        stack: name of the stack.
+        block: number of the block in the stack; None outside the blocks.
+        path: path of the module to hook, from the model's root.
+        d_in: width of the input.
+        d_out: width of the output.
+        source: the tensor that the site reads.
+        channels: output channels of a fused projection that belong to the site; None is all.
+        heads: only of attentions on transformers' attention interface.
+        post_norm: only of the last site of a post-norm sublayer.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_gpt2
+        >>> key = examine(tiny_gpt2()).select("key")[0]
+        >>> key.role, key.path, key.d_in, key.d_out
+        ('attention.key', 'transformer.h.0.attn.c_attn', 32, 32)
+        >>> key.channels == tuple(range(32, 64))  # of the 96 channels of query, key and value
+        True
+    """
+
+    role: str
+    stack: str
+    block: int | None
+    path: str
+    d_in: int
+    d_out: int
+    source: Source
+    channels: tuple[int, ...] | None = None
+    heads: AttentionHeads | None = None
+    post_norm: PostNorm | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the module at ``path`` is a linear layer."""
+        return self.role not in NOT_LINEAR
+
+    @property
+    def label(self) -> str:
+        """Short name of the role: ``query``, ``cross_value``, ``ffn.in``, ..."""
+        return self.role.replace("cross_attention.", "cross_").removeprefix("attention.")
+
+    def matches(self, pattern: str) -> bool:
+        """Whether ``pattern`` is this site's role, the last part of it, or a glob over roles."""
+        return _matches(self.role, pattern)
+
+
+@cache  # a search of the design space asks a million times
+def _matches(role: str, pattern: str) -> bool:
+    group = re.sub(r"_\d+$", "", role)  # ffn.in_2, of a gated feed-forward, is ffn.in
+    last = group.rsplit(".", 1)[-1] if "attention." in group else group
+    return pattern in (group, last, role) or fnmatchcase(group, pattern)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Consecutive blocks of one kind, such as an encoder.
+
+    Args:
+        name: ``encoder``, ``decoder``, ``text``, ``vision``, ...
+        path: path of the module whose forward calls the blocks.
+        causal: whether a token attends only to itself and to earlier tokens.
+        blocks: paths of the blocks in network order.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_gpt2
+        >>> examine(tiny_gpt2()).stacks[0]  # doctest: +NORMALIZE_WHITESPACE
+        Stack(name='decoder', path='transformer', causal=True,
+              blocks=('transformer.h.0', 'transformer.h.1'))
+    """
+
+    name: str
+    path: str
+    causal: bool
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The stacks, blocks and sites of a model, as found by :func:`examine`.
+
+    Args:
+        model_type: the model family, as in the model's configuration.
+        width: width of the residual stream.
+        stacks: in the order in which they run.
+        sites: in network order.
+        masks: by stack, block, and ``attention`` or ``cross_attention``.
+        parameters: size of the backbone: tied parameters count once, a new head does not count.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> anatomy = examine(tiny_bert())
+        >>> anatomy.model_type, anatomy.width, len(anatomy.stack("encoder").blocks)
+        ('bert', 32, 2)
+        >>> [site.path for site in anatomy.select("ffn.in")]
+        ['bert.encoder.layer.0.intermediate.dense', 'bert.encoder.layer.1.intermediate.dense']
+    """
+
+    model_type: str
+    width: int
+    stacks: tuple[Stack, ...]
+    sites: tuple[Site, ...]
+    masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
+    parameters: int = 0
+
+    @property
+    def on_interface(self) -> bool:
+        """Whether the model's attention uses transformers' attention interface."""
+        return any(site.heads for site in self.sites)
+
+    def stack(self, name: str) -> Stack:
+        """The stack called ``name``."""
+        return next(stack for stack in self.stacks if stack.name == name)
+
+    def block_label(self, site: Site) -> str:
+        """``07``, or ``decoder.07`` in a model of several stacks; ``outer`` outside the blocks."""
+        if site.block is None:
+            return "outer"
+        digits = f"{site.block:02d}"
+        return digits if len(self.stacks) == 1 else f"{site.stack}.{digits}"
+
+    def select(self, patterns: str | Iterable[str]) -> list[Site]:
+        """The sites whose role matches any of ``patterns``, in network order.
+
+        Raises:
+            ValueError: a pattern matches no site; the message names the nearest role and all roles.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        for pattern in patterns:
+            if not any(site.matches(pattern) for site in self.sites):
+                roles = dict.fromkeys(s.role for s in self.sites if s.block is not None)
+                short = dict.fromkeys(r.partition("attention.")[2] for r in roles if "." in r)
+                options = [*roles, *filter(None, short)]
+                raise unknown(f"site on {self.model_type}", pattern, options)
+        return [site for site in self.sites if any(site.matches(pattern) for pattern in patterns)]

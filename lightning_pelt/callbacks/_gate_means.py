@@ -1,0 +1,86 @@
+"""Shared by the callbacks: find the attachment, average its gates, log scalars.
+
+Gates are averaged on the device. The host waits for the device once, when the means are logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_pelt.attach import Attachment, find_attachment
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from lightning_pelt.methods.gate import GateView
+
+
+def require_attachment(pl_module: LightningModule, callback: object) -> Attachment:
+    """The attachment of the model inside a LightningModule.
+
+    Args:
+        pl_module: the module.
+        callback: named in the message.
+
+    Raises:
+        ValueError: no model inside the module has an attachment.
+    """
+    attachment = find_attachment(pl_module)
+    if attachment is None:
+        raise ValueError(
+            f"{type(callback).__name__} found no attached submodules in "
+            f"{type(pl_module).__name__}: add PELTCallback(plan=...) to the Trainer's "
+            "callbacks, or call attach(model, plan) in configure_model"
+        )
+    return attachment
+
+
+def logging_step(trainer: Trainer) -> int:
+    """The step at which Lightning's own ``self.log`` would log a value now."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Log scalars to every logger, and make them available to checkpoints and early stopping."""
+    trainer.callback_metrics.update({k: torch.tensor(v) for k, v in scalars.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=logging_step(trainer))
+
+
+def per_example(value: Tensor) -> Tensor:
+    """The gate of each example (B,): the mean over tokens of (B, T); a scalar () becomes (1,)."""
+    return value.float().flatten(1).mean(1) if value.dim() > 1 else value.float().view(-1)
+
+
+class GateMeans:
+    """The mean of every gate over many batches, in which each example has the same weight.
+
+    ``update`` adds one small matrix on the device without a synchronization. ``compute`` sums over
+    the ranks, so that all ranks get the same means, and synchronizes once.
+    """
+
+    def __init__(self, gates: Iterable[GateView], device: torch.device) -> None:
+        self._gates = list(gates)
+        self._sums = torch.zeros(len(self._gates), 2, device=device)  # sum of gates, examples
+
+    def update(self) -> None:
+        """Add the gates of the last forward. A gate that was not evaluated adds nothing."""
+        rows = [_sum_and_count(gate.value, self._sums) for gate in self._gates]
+        self._sums = self._sums + torch.stack(rows)
+
+    def compute(self, trainer: Trainer) -> dict[str, float]:
+        """The means by gate name, without gates that no rank has evaluated."""
+        total = torch.as_tensor(trainer.strategy.reduce(self._sums, reduce_op="sum"))
+        rows = zip(self._gates, total.tolist(), strict=True)
+        return {gate.name: value / count for gate, (value, count) in rows if count}
+
+
+def _sum_and_count(value: Tensor | None, like: Tensor) -> Tensor:
+    if value is None:
+        return like.new_zeros(2)
+    examples = per_example(value.detach()).to(like.device)
+    return torch.stack((examples.sum(), like.new_full((), len(examples))))

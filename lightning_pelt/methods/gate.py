@@ -1,0 +1,279 @@
+"""Gates: how much each submodule contributes, learned from its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_pelt.anatomy import OUTPUT, MaskArgument, Source
+from lightning_pelt.anatomy.attention_mask import once, real_tokens
+from lightning_pelt.methods._ops import argument, first_tensor
+from lightning_pelt.methods.config import Nested
+from lightning_pelt.methods.submodule import Removable, Submodule
+from lightning_pelt.utils.errors import unknown
+
+Pool = Literal["auto", "masked", "all", "token"]
+
+
+@dataclass(frozen=True)
+class Gate(Nested):
+    r"""How the submodules of a method are gated.
+
+    :math:`g = \operatorname{pool}_t \sigma(w \cdot x_t + b)`, the average of sigmoids of UniPELT
+    (Mao et al., 2022, section 3.2; https://arxiv.org/abs/2110.07577).
+
+    Args:
+        pool: ``masked`` averages over real tokens; ``all`` averages over padding too, as the
+            authors' code does; ``token`` gates every token separately, so that no information flows
+            from later to earlier tokens and cached decoding equals the full pass. ``auto`` is
+            ``token`` on causal stacks and ``masked`` elsewhere. Gates on norms and outside the
+            blocks are always per token.
+        shared: one gate for all sites of the method that read the same tensor, not one per site.
+        learned: False for a gate without weights, which only a schedule opens and closes.
+        init_std: standard deviation of the initial weights.
+        init_bias: the initial bias; 0 starts the gate near 0.5.
+
+    Raises:
+        ValueError: an unknown ``pool``, or a negative ``init_std``.
+
+    Example:
+        >>> from lightning_pelt import Gate, LoRA, Plan, attach
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> attachment = attach(tiny_bert(), Plan.uniform(LoRA(gate=Gate(shared=True))))
+        >>> list(attachment.gates)
+        ['00/lora', '01/lora']
+    """
+
+    pool: Pool = "auto"
+    shared: bool = False
+    learned: bool = True
+    init_std: float = 0.02
+    init_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pool not in get_args(Pool):
+            raise unknown("pool of a gate", self.pool, get_args(Pool))
+        if self.init_std < 0:
+            raise ValueError(f"init_std is {self.init_std}: a standard deviation is at least 0")
+
+
+class Padding:
+    """The mask and batch size of one attention, for the gates that pool in its block.
+
+    They are read from the arguments of the attention module. Activation checkpointing repeats that
+    call, so that a recomputed gate sees the same mask.
+    """
+
+    def __init__(self, where: MaskArgument) -> None:
+        self.where = where
+        self.mask: Any = None
+        self.batch = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "mask": None}  # of the current forward
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        host = model.get_submodule(self.where.path)
+        return [host.register_forward_pre_hook(self._keep, with_kwargs=True)]
+
+    def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = args[self.where.position] if len(args) > self.where.position else None
+        self.mask = kwargs.get(self.where.name, given)
+        self.batch = (args[0] if args else next(iter(kwargs.values()))).shape[0]
+
+    def real(self) -> Tensor | None:
+        """(B, T) or (1, T), true where a token is real; None when nothing is padded."""
+        return real_tokens(self.mask)
+
+    def weights(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """1 for every real one of the last ``tokens``, (B, tokens, 1), and their count, (B, 1, 1).
+
+        In cached decoding, the first columns of a mask belong to past tokens.
+        """
+
+        def count() -> tuple[Tensor, Tensor]:
+            real = real_tokens(self.mask)
+            assert real is not None
+            weights = real[:, -tokens:, None].float()
+            return weights, weights.sum(1, keepdim=True).clamp(min=1)
+
+        return once(self.mask, ("weights", tokens), count)
+
+
+class GateLayer(Submodule):
+    """All gates that read one tensor, as one matrix product.
+
+    Each gate has separate parameters, a weight (1, width) and a bias (1,), so that each can be held
+    or closed alone. The buffer ``open`` (n,) multiplies the gates; schedules write it. Sigmoid and
+    pooling run in fp32.
+
+    Args:
+        width: of the tensor that the gates read.
+        names: of the gates.
+        gate: their configuration.
+        pool: how they pool, ``auto`` resolved.
+        source: the tensor that they read; None if a submodule passes it to :meth:`GateView.on`.
+        padding: the mask of their block, for pooled gates.
+    """
+
+    transient = ("live",)
+
+    open: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        names: Sequence[str],
+        *,
+        gate: Gate,
+        pool: Pool,
+        source: Source | None = None,
+        padding: Padding | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = [name.replace(".", "_") for name in names]
+        self.gate, self.pool, self.width = gate, pool, width
+        self.openness = [1.0] * len(self.names)  # a copy on the host, which reads without a sync
+        self.source, self.padding = source, padding
+        self.live: tuple[Tensor, ...] | None = None  # of each gate
+        self.last: Tensor | None = None
+        for name in self.names if gate.learned else ():
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(1, width)))
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(1)))
+        self.register_buffer("open", torch.ones(len(self.names)))
+        self.register_load_state_dict_post_hook(_mirror_openness)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for index in range(len(self.names)):
+            self.reset_gate(index)
+
+    def reset_gate(self, index: int) -> None:
+        """Draw the initial weight of one gate."""
+        if self.gate.learned:
+            weight, bias = self.parameters_of(index)
+            nn.init.normal_(weight, std=self.gate.init_std)
+            nn.init.constant_(bias, self.gate.init_bias)
+
+    def parameters_of(self, index: int) -> list[nn.Parameter]:
+        name = self.names[index]
+        return [getattr(self, f"{name}_{part}") for part in ("weight", "bias") if self.gate.learned]
+
+    def install(self, model: nn.Module) -> list[Removable]:
+        if self.source is None:  # a submodule calls GateView.on
+            return []
+        host = model.get_submodule(self.source.path)
+        if self.source.argument == OUTPUT:
+            return [host.register_forward_hook(self._read_output)]
+        return [host.register_forward_pre_hook(self._read, with_kwargs=True)]
+
+    def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        assert self.source is not None
+        self(argument(args, kwargs, self.source.argument))
+
+    def _read_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self(first_tensor(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token."""
+        if not self.gate.learned:
+            gates = self.last = self.open.float()
+        else:
+            weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
+            bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
+            scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
+            gates = torch.sigmoid(scores) * self.open.float()
+            pooled = gates if self.pool == "token" else self._pooled(gates)
+            gates, self.last = self._spread(pooled, gates), pooled.detach()
+        self.live = gates.split(1, -1)
+        return gates
+
+    def _pooled(self, gates: Tensor) -> Tensor:
+        """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
+        if gates.dim() == 2:
+            gates = gates.unflatten(0, (self.padding.batch if self.padding else len(gates), -1))
+        rows = gates.flatten(1, -2)
+        if self.padding is None or self.padding.mask is None or self.pool == "all":
+            return rows.mean(1, keepdim=True)
+        weights, count = self.padding.weights(rows.shape[1])
+        return (rows * weights).sum(1, keepdim=True) / count
+
+    def _spread(self, pooled: Tensor, gates: Tensor) -> Tensor:
+        """``pooled`` in a shape that broadcasts like ``gates``, which has one value per token."""
+        if self.pool == "token":
+            return pooled
+        if gates.dim() == 2:
+            return pooled.expand(-1, len(gates) // len(pooled), -1).flatten(0, 1)
+        return pooled.view(len(pooled), *[1] * (gates.dim() - 2), -1)
+
+
+def _mirror_openness(layer: GateLayer, incompatible: Any) -> None:
+    layer.openness = [float(value) for value in layer.open.tolist()]
+
+
+class GateView:
+    """One gate of a model: its value in the last forward, and its openness.
+
+    Attributes:
+        name: ``07/lora.query``: block and site.
+        block, site, method: ``07``, ``lora.query``, ``lora``.
+    """
+
+    def __init__(self, name: str, method: str, layer: GateLayer, index: int) -> None:
+        self.name, self.method, self.layer, self.index = name, method, layer, index
+        self.block, _, self.site = name.partition("/")
+
+    def on(self, x: Tensor) -> Tensor:
+        """The gate for ``x`` (B, T, width): (B, 1, 1) pooled, (B, T, 1) per token.
+
+        For methods that define :meth:`~lightning_pelt.methods.base.Method.gate_width`.
+        """
+        self.layer(x)
+        return self.read()
+
+    def read(self) -> Tensor:
+        """The gate in the current forward: (B, 1, 1) pooled, (B, T, 1) per token."""
+        assert self.layer.live is not None, (
+            f"gate {self.name} has not seen its input: a method with gate_width() calls gate.on(x)"
+        )
+        return self.layer.live[self.index]
+
+    @property
+    def value(self) -> Tensor | None:
+        """The gate in the last forward, detached, fp32: (B,) pooled, (B, T) per token, or None.
+
+        A gate that is not learned has a single value, of shape ().
+        """
+        if self.layer.last is None:
+            return None
+        last = self.layer.last[..., self.index]
+        return last if self.layer.pool == "token" or last.dim() == 0 else last.squeeze(1)
+
+    @property
+    def open(self) -> float:
+        """The factor in [0, 1] by which a schedule multiplies the gate."""
+        return self.layer.openness[self.index]
+
+    def set_open(self, openness: float) -> None:
+        """Multiply the gate by ``openness`` in [0, 1]; 0 bypasses the submodule exactly.
+
+        Raises:
+            ValueError: ``openness`` lies outside [0, 1].
+        """
+        if not 0.0 <= openness <= 1.0:
+            raise ValueError(f"gate {self.name}: openness is {openness}, it must lie in [0, 1]")
+        with torch.no_grad():
+            self.layer.open[self.index] = openness
+        self.layer.openness[self.index] = float(openness)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight (1, d) and bias (1,); empty for a gate that is not learned."""
+        return self.layer.parameters_of(self.index)
+
+    def __repr__(self) -> str:
+        return f"GateView({self.name!r}, open={self.open:g})"

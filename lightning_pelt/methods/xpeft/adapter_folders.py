@@ -1,0 +1,205 @@
+"""Folders with one trained adapter, written by ``save_adapters`` or by AdapterHub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lightning_pelt.methods.adapter import Adapter
+from lightning_pelt.methods.config import rebuild
+from lightning_pelt.utils.adapter_format import CONFIG, TENSORS, read_adapters
+
+HUB_WEIGHTS = ("adapter.safetensors", "model.safetensors", "pytorch_adapter.bin")
+REMEDY = "a bank takes adapters of Pfeiffer et al.: ungated, relu, after the feed-forward layers"
+
+# One adapter by block and by "down", "down_bias", "up" or "up_bias".
+AdapterTensors = dict[tuple[int, str], Tensor]
+
+
+class AdapterWeights(NamedTuple):
+    """One adapter for all L blocks, in the layout of a bank, in float32."""
+
+    A: Tensor  # (L, d * b)
+    B: Tensor  # (L, b * d)
+    a_bias: Tensor  # (L, b)
+    b_bias: Tensor  # (L, d)
+
+
+def read_adapter(folder: Path, *, blocks: int, width: int, bottleneck: int) -> AdapterWeights:
+    """Read a folder of ``save_adapters`` or of AdapterHub's ``adapters``.
+
+    Raises:
+        FileNotFoundError: the folder contains neither.
+        ValueError: a file is damaged, or the adapter has another kind, other blocks or shapes.
+    """
+    if (folder / TENSORS).is_file():
+        tensors = _read_pelt(folder)
+    elif (folder / CONFIG).is_file():
+        tensors = _read_hub(folder)
+    else:
+        raise FileNotFoundError(
+            f"{folder} has no trained adapter: expected {TENSORS} of save_adapters, or {CONFIG} "
+            "and weights of AdapterHub"
+        )
+    d, b = width, bottleneck
+    _check_blocks(folder, {block for block, _ in tensors}, blocks)
+    shapes = {"down": (b, d), "down_bias": (b,), "up": (d, b), "up_bias": (d,)}
+    for block in range(blocks):
+        for name, shape in shapes.items():
+            _check_tensor(folder, f"{name} of block {block}", tensors.get((block, name)), shape)
+    stacks = {n: torch.stack([tensors[i, n].float() for i in range(blocks)]) for n in shapes}
+    A, B = (stacks[name].transpose(1, 2).flatten(1) for name in ("down", "up"))
+    return AdapterWeights(A, B, stacks["down_bias"], stacks["up_bias"])
+
+
+def _check_blocks(folder: Path, found: set[int], blocks: int) -> None:
+    if found != set(range(blocks)):
+        numbers = ", ".join(map(str, sorted(found))) or "none"
+        raise ValueError(
+            f"{folder} has adapters in the blocks {numbers}, expected 0 to {blocks - 1}: the "
+            "adapters of a bank have weights for every block of the model"
+        )
+
+
+def _check_tensor(folder: Path, what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    found = None if tensor is None else tuple(tensor.shape)
+    if found != shape:
+        raise ValueError(
+            f"{folder}: {what} is {found or 'missing'}, expected {shape}: all adapters of a bank "
+            "have the width of the model and the same bottleneck"
+        )
+    if tensor is not None and not tensor.isfinite().all():
+        raise ValueError(
+            f"{folder}: {what} contains NaN or infinity, which would reach every profile of the "
+            "bank, even those that do not select this adapter: leave this adapter out"
+        )
+
+
+# -- folders of save_adapters -------------------------------------------------------------------
+
+
+def _read_pelt(folder: Path) -> AdapterTensors:
+    config, tensors = read_adapters(folder / TENSORS)
+    plan = rebuild(config["plan"])
+    methods: Sequence[Any] = getattr(plan, "methods", ())
+    method = methods[0] if len(methods) == 1 else None
+    if not isinstance(method, Adapter) or plan.norms:
+        raise ValueError(
+            f"{folder} contains {plan}, expected one Adapter and nothing else, not even trained "
+            "norms: a bank would lose what was trained along with the adapter. Train "
+            "Plan.uniform(Adapter(), norms=False)"
+        )
+    found = {
+        "gate": method.gate,
+        "activation": method.activation,
+        "sites": list(method.sites),
+        "placement": "unipelt" if method.placement == "auto" else method.placement,
+    }
+    expected = {"gate": None, "activation": "relu", "sites": ["ffn"], "placement": "unipelt"}
+    _check_settings(folder, found, expected)
+    name = re.compile(rf"\.pelt\.{re.escape(method.name)}_ffn\.net\.(\w+)$")
+    matches = ((key, name.search(key), tensor) for key, tensor in tensors.items())
+    return _by_block(folder, ((key, match[1], t) for key, match, t in matches if match))
+
+
+# -- folders of AdapterHub ----------------------------------------------------------------------
+
+# Settings of ``adapters`` that change what an adapter computes, with the values of ``SeqBnConfig``.
+# The first three have no default there; old files write some of them with capitals.
+HUB_SETTINGS = {
+    "output_adapter": True,
+    "mh_adapter": False,
+    "non_linearity": "relu",
+    "cross_adapter": False,
+    "is_parallel": False,
+    "original_ln_before": True,
+    "original_ln_after": True,
+    "residual_before_ln": True,
+    "ln_before": False,
+    "ln_after": False,
+    "phm_layer": False,
+    "use_gating": False,
+    "scaling": 1.0,
+    "inv_adapter": None,
+    "invertible_adapter": None,
+}
+HUB_KEY = re.compile(r"adapters\.[^.]+\.adapter_(down\.0|up)\.(weight|bias)$")
+
+
+def _read_hub(folder: Path) -> AdapterTensors:
+    path = folder / CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["config"]
+        found = {str(name).lower(): value for name, value in settings.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the configuration of an AdapterHub adapter: expected JSON with a "
+            f"mapping 'config' ({type(error).__name__}: {error})"
+        ) from error
+    required = {"output_adapter": None, "mh_adapter": None, "non_linearity": None}
+    _check_settings(folder, {**required, **found}, HUB_SETTINGS)
+    return _by_block(folder, _hub_names(folder, _hub_tensors(folder)))
+
+
+def _hub_names(folder: Path, tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, str, Tensor]]:
+    for key, tensor in tensors.items():
+        match = HUB_KEY.search(key)
+        if match is None:
+            raise ValueError(
+                f"{folder} contains {key!r}, expected only adapter_down and adapter_up: {REMEDY}"
+            )
+        side = match[1].removesuffix(".0")
+        yield key, side if match[2] == "weight" else f"{side}_bias", tensor
+
+
+def _hub_tensors(folder: Path) -> dict[str, Tensor]:
+    files = [folder / name for name in HUB_WEIGHTS if (folder / name).is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has {CONFIG} and no weights: expected one of {', '.join(HUB_WEIGHTS)}"
+        )
+    path = files[0]
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make both readers raise many types
+        raise ValueError(f"{path} is truncated or contains more than tensors: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"{path} contains a {type(tensors).__name__}, expected tensors by name")
+    return tensors
+
+
+# -- both kinds of folders ----------------------------------------------------------------------
+
+
+def _check_settings(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    differing = [
+        f"{name}={found[name]!r}, expected {value!r}"
+        for name, value in expected.items()
+        if name in found and found[name] != value
+    ]
+    if differing:
+        raise ValueError(f"{folder} has {'; '.join(differing)}: {REMEDY}")
+
+
+def _by_block(folder: Path, tensors: Iterable[tuple[str, str, Tensor]]) -> AdapterTensors:
+    """Tensors given as (key, name, tensor) by block, the first number in the key, and by name."""
+    found: AdapterTensors = {}
+    for key, name, tensor in tensors:
+        number = re.search(r"\.(\d+)\.", key)
+        block = int(number[1]) if number else 0
+        if (block, name) in found:
+            raise ValueError(
+                f"{folder} has two adapters in block {block}, one of them {key!r}: a bank is for "
+                "models of one stack, with one adapter per block"
+            )
+        found[block, name] = tensor
+    return found

@@ -1,0 +1,166 @@
+"""The rows of a store's database: read by id, iterate in order, and replace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import BindParameter, Connection, Table, bindparam, delete, func, insert, select
+
+from lightning_pelt.profiles._row_codec import decode
+from lightning_pelt.profiles._schema import (
+    DamagedStore,
+    damage_reported,
+    deleted,
+    history,
+    info,
+    open_engine,
+    profiles,
+)
+from lightning_pelt.profiles.profile import Profile
+
+PAGE = 5000  # ids per query of an iteration
+QUERY = 500  # ids that one query names
+# Writers run one after another; readers do not wait.
+_LOCK = {
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": f"LOCK TABLE {info.name} IN EXCLUSIVE MODE",
+}
+
+# Built once, since SQLAlchemy takes as long to build a statement as SQLite to run it.
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_ROWS_BY_ID = {table: select(table).where(table.c.id.in_(_IDS)) for table in (profiles, history)}
+_VERSIONS_BY_ID = {
+    table: select(table.c.id, table.c.version).where(table.c.id.in_(_IDS))
+    for table in (profiles, deleted)
+}
+
+Item = TypeVar("Item")
+ReadResult = tuple[str, int, Profile | str]  # id, version, and the profile or its damage
+
+
+class Database:
+    """A SQLite file or a PostgreSQL server with the tables of a store."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.engine, self.name = open_engine(url)
+        self.kind = self.engine.dialect.name
+        self._bank: str | None = None
+        # A single statement sees a consistent state anyway, and autocommit saves two round trips
+        # to the server per statement. Connections to SQLite are in this mode already.
+        self._reader = (
+            self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            if self.kind == "postgresql"
+            else self.engine
+        )
+
+    @property
+    def bank(self) -> str | None:
+        """The digest of the bank of all profiles. Once it is set, it never changes."""
+        if self._bank is None:
+            with self.reading() as connection:
+                self._bank = bank_of(connection)
+        return self._bank
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for queries."""
+        with damage_reported(self.name), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that starts when no other writer has one."""
+        with damage_reported(self.name), self.engine.begin() as connection:
+            connection.exec_driver_sql(_LOCK[self.kind])
+            yield connection
+
+    def read(self, table: Table, ids: Iterable[str]) -> list[ReadResult]:
+        """All rows of ``table`` with these ids; ids without a row are left out."""
+        rows: list[Any] = []
+        lost: list[ReadResult] = []
+        for batch in chunks(ids, QUERY):
+            self._fetch(table, batch, rows, lost)
+        decoded = decode(rows, self.bank or "") if rows else []
+        return lost + [(row[0], row[1], one) for row, one in zip(rows, decoded, strict=True)]
+
+    def _fetch(
+        self, table: Table, ids: Sequence[str], rows: list[Any], lost: list[ReadResult]
+    ) -> None:
+        try:
+            with self.reading() as connection:
+                rows += connection.execute(_ROWS_BY_ID[table], {"ids": ids}).all()
+        except DamagedStore:  # a damaged page contains the rows of a few ids
+            if len(ids) == 1:
+                lost.append((ids[0], 0, "its page of the file is damaged"))
+                return
+            for id in ids:
+                self._fetch(table, [id], rows, lost)
+
+    def iterate(self, table: Table, batch: int = 1000) -> Iterator[ReadResult]:
+        """All rows in the order of their ids; no statement stays open between two batches."""
+        for ids in chunks(self.ids(table), batch):
+            yield from sorted(self.read(table, ids), key=lambda read: read[0])
+
+    def ids(self, table: Table) -> Iterator[str]:
+        """The distinct ids, in the order of code points."""
+        after = ""
+        while True:
+            query = select(table.c.id).distinct().where(table.c.id > after)
+            with self.reading() as connection:
+                query = query.order_by(table.c.id).limit(PAGE)
+                page = connection.execute(query).scalars().all()
+            yield from page
+            if not page or page[-1] <= after:  # the order is wrong if an id is damaged
+                return
+            after = page[-1]
+
+    def count(self, table: Table) -> int:
+        """Number of rows."""
+        with self.reading() as connection:
+            return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+    def integrity_errors(self) -> list[str]:
+        """The result of SQLite's integrity check; empty for servers, which need other tools."""
+        if self.kind != "sqlite":
+            return []
+        try:
+            with self.reading() as connection:
+                lines = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        except DamagedStore as error:
+            return [str(error)]
+        return [line for line in lines if line != "ok"]
+
+
+def bank_of(connection: Connection) -> str | None:
+    """The digest of the bank of all profiles."""
+    return connection.execute(select(info.c.value).where(info.c.key == "bank")).scalar()
+
+
+def latest_versions(connection: Connection, table: Table, ids: Iterable[str]) -> dict[str, int]:
+    """The version of each id, in a table with one row per id."""
+    found: dict[str, int] = {}
+    for batch in chunks(ids, QUERY):
+        rows = connection.execute(_VERSIONS_BY_ID[table], {"ids": batch})
+        found.update((id, version) for id, version in rows)
+    return found
+
+
+def replace_rows(connection: Connection, rows: list[dict[str, Any]], before: Iterable[str]) -> None:
+    """Move the rows of the ids ``before`` to the history, and insert ``rows``."""
+    for batch in chunks(before, QUERY):
+        old = select(profiles).where(profiles.c.id.in_(batch))
+        connection.execute(insert(history).from_select(list(profiles.c.keys()), old))
+        connection.execute(delete(profiles).where(profiles.c.id.in_(batch)))
+    if rows:
+        connection.execute(insert(profiles), rows)
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """``items`` in lists of ``size``; the last one may be shorter."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,194 @@
+"""Rows of a store: a profile as bytes, with a checksum of the complete row."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lightning_pelt.profiles._mask_codec import HEADER_SIZE, pack, read_header, unpack
+from lightning_pelt.profiles.profile import Profile
+
+MAX_NAMED = 10  # ids that a message names
+MAX_ID_LENGTH = 200
+_CHECKED = struct.Struct("<qiii")
+
+
+class UnknownProfile(KeyError):
+    """The store does not have some profiles, or some versions of one.
+
+    Attributes:
+        ids: of the profiles.
+
+    Example:
+        >>> UnknownProfile("the store has no profile 'ann'", ["ann"]).ids
+        ('ann',)
+    """
+
+    def __init__(self, message: str, ids: Sequence[str]) -> None:
+        super().__init__(message, tuple(ids))  # the arguments with which it is unpickled
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.args[1]
+
+    def __str__(self) -> str:
+        return self.args[0]  # a KeyError shows its repr
+
+
+class DamagedProfile(ValueError):
+    """Some rows differ from what was written; all other profiles can be read.
+
+    Attributes:
+        reasons: the damage, by id.
+
+    Example:
+        >>> DamagedProfile({"ann": "its checksum does not match"}).reasons
+        {'ann': 'its checksum does not match'}
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(dict(reasons))  # the arguments with which it is unpickled
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return self.args[0]
+
+    def __str__(self) -> str:
+        named = "; ".join(f"{id!r}: {why}" for id, why in islice(self.reasons.items(), MAX_NAMED))
+        return (
+            f"damaged: {named}{and_more(self.reasons)}. Put the profile again or delete it; all "
+            "other profiles can be read, and verify() lists the damaged ones"
+        )
+
+
+def and_more(items: Sequence[str] | Mapping[str, str]) -> str:
+    """The number of items that a message does not name."""
+    return f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+
+
+class EncodedProfile(NamedTuple):
+    """A profile as bytes.
+
+    Attributes:
+        id: of the profile.
+        masks: header and rows of the masks, see :mod:`._mask_codec`.
+        norm: a safetensors file.
+        head: a safetensors file.
+    """
+
+    id: str
+    masks: bytes
+    norm: bytes | None
+    head: bytes | None
+
+
+def encode(items: Mapping[str, Profile]) -> list[EncodedProfile]:
+    """Profiles by id as bytes; masks of equal dtype and shape are packed together."""
+    groups: dict[Any, list[str]] = {}
+    for id, profile in items.items():
+        groups.setdefault((profile.masks.dtype, profile.masks.shape), []).append(id)
+    encoded = []
+    for ids in groups.values():
+        members = [items[id] for id in ids]
+        packed = pack(np.stack([one.masks for one in members]), [one.scale for one in members])
+        encoded += [
+            EncodedProfile(id, masks, one.norm_bytes(), one.head_bytes())
+            for id, masks, one in zip(ids, packed, members, strict=True)
+        ]
+    return encoded
+
+
+def make_row(encoded: EncodedProfile, version: int, bank: str) -> dict[str, Any]:
+    """The row of a profile, with its checksum."""
+    checksum = row_checksum(
+        encoded.id, version, encoded.masks, encoded.norm, encoded.head, bank=bank
+    )
+    return {**encoded._asdict(), "version": version, "checksum": checksum}
+
+
+def row_checksum(
+    id: str, version: int, masks: bytes, norm: bytes | None, head: bytes | None, *, bank: str
+) -> int:
+    """CRC32 of all values of a row and of the bank, as the signed number that databases store."""
+    lengths = [-1 if part is None else len(part) for part in (masks, norm, head)]
+    numbers = _CHECKED.pack(version, *lengths)
+    content = (bank.encode(), numbers, masks, norm or b"", head or b"", id.encode())
+    checksum = zlib.crc32(b"".join(content))
+    return checksum - 2**32 if checksum >= 2**31 else checksum
+
+
+def decode(rows: Sequence[Any], bank: str) -> list[Profile | str]:
+    """The profile of each row, or the damage of the row; equal headers are unpacked together."""
+    result: list[Profile | str] = [""] * len(rows)
+    groups: dict[bytes, list[int]] = {}
+    for index, (id, version, masks, norm, head, checksum) in enumerate(rows):
+        try:
+            matches = row_checksum(id, version, masks, norm, head, bank=bank) == checksum
+        except (TypeError, AttributeError, ValueError, struct.error):  # a value of another type
+            matches = False
+        if matches:
+            groups.setdefault(masks[:HEADER_SIZE], []).append(index)
+        else:
+            result[index] = "its checksum does not match: a bit was flipped, or rows were swapped"
+    for members in groups.values():
+        decoded = _unpack_group([rows[index] for index in members], bank)
+        for index, profile in zip(members, decoded, strict=True):
+            result[index] = profile
+    return result
+
+
+def _unpack_group(rows: Sequence[Any], bank: str) -> list[Profile | str]:
+    """Decode rows with equal headers; a wrong row does not affect the others."""
+    try:
+        scale = read_header(rows[0][2]).scale
+        # Copies, since one profile would otherwise keep the masks of all in memory.
+        masks = [one.copy() for one in unpack([row[2] for row in rows])]
+        return [
+            Profile._from_checked(mask, bank, scale)._with_parts(row[3], row[4])
+            for mask, row in zip(masks, rows, strict=True)
+        ]
+    except ValueError as error:
+        if len(rows) == 1:
+            return [str(error)]
+        return [_unpack_group([row], bank)[0] for row in rows]
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], bank: str) -> None:
+    """Raise a ``DamagedProfile`` if rows that are to be written could not be read."""
+    columns = ("id", "version", "masks", "norm", "head", "checksum")
+    decoded = decode([[row[name] for name in columns] for row in rows], bank)
+    bad = {row["id"]: one for row, one in zip(rows, decoded, strict=True) if isinstance(one, str)}
+    if bad:
+        raise DamagedProfile(bad)
+
+
+def require_profile(id: str, profile: Profile | str) -> Profile:
+    """``profile``, or a ``DamagedProfile`` if it is the damage of a row."""
+    if isinstance(profile, str):
+        raise DamagedProfile({id: profile})
+    return profile
+
+
+def id_error(id: object) -> str | None:
+    """Why ``id`` is not a valid id; None if it is one."""
+    if not isinstance(id, str):
+        return f"{id!r} is a {type(id).__name__}, expected a string"
+    if not 0 < len(id) <= MAX_ID_LENGTH:
+        return f"{id[:MAX_NAMED]!r}... has {len(id)} characters, expected 1 to {MAX_ID_LENGTH}"
+    if "\0" in id or (not id.isascii() and re.search("[\ud800-\udfff]", id)):
+        return f"{id!r} contains a character that databases cannot store"
+    return None
+
+
+def check_ids(ids: Iterable[str]) -> None:
+    """Raise a ``ValueError`` for the first invalid id."""
+    for id in ids:
+        error = id_error(id)
+        if error is not None:
+            raise ValueError(f"the id of a profile {error}")

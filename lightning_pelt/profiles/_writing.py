@@ -1,0 +1,112 @@
+"""Transactions that write profiles to a store's database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from sqlalchemy import Connection, insert, select
+
+from lightning_pelt.profiles._engine import (
+    QUERY,
+    Database,
+    bank_of,
+    chunks,
+    latest_versions,
+    replace_rows,
+)
+from lightning_pelt.profiles._row_codec import (
+    EncodedProfile,
+    check_ids,
+    check_rows,
+    encode,
+    make_row,
+)
+from lightning_pelt.profiles._schema import deleted, info, profiles
+from lightning_pelt.profiles.profile import Profile
+
+TRANSACTION = 10_000  # profiles of one transaction
+TRANSACTION_BYTES = 2**26  # of one transaction with larger profiles
+
+
+def put(database: Database, items: Mapping[str, Profile]) -> dict[str, int]:
+    """Write new versions of profiles in one transaction.
+
+    Returns:
+        The number of the new version of each profile.
+
+    Raises:
+        ValueError: an id is invalid, or a profile belongs to another bank.
+    """
+    check_ids(items)
+    versions: dict[str, int] = {}
+    with database.writing() as connection:
+        _check_bank(connection, database.name, {id: one.bank for id, one in items.items()})
+        for batch in chunks(items.items(), QUERY):
+            versions |= _put_batch(connection, dict(batch))
+    return versions
+
+
+def restore(database: Database, given: Sequence[tuple[EncodedProfile, int]], bank: str) -> int:
+    """Write profiles with the numbers of their versions, except if the database has later ones.
+
+    Returns:
+        The number of written profiles.
+
+    Raises:
+        ValueError: an id is invalid, or the database has another bank.
+        DamagedProfile: a profile could not be read after it was written.
+    """
+    check_ids(one.id for one, _ in given)
+    rows = [make_row(one, version, bank) for one, version in given]
+    check_rows(rows, bank)
+    with database.writing() as connection:
+        _check_bank(connection, database.name, {one.id: bank for one, _ in given})
+        before = latest_versions(connection, profiles, [one.id for one, _ in given])
+        rows = [row for row in rows if row["version"] > before.get(row["id"], 0)]
+        replace_rows(connection, rows, [row["id"] for row in rows if row["id"] in before])
+    return len(rows)
+
+
+def transactions(items: Iterable[tuple[str, Profile]]) -> Iterator[dict[str, Profile]]:
+    """Batches of limited size without repeated ids, since a repetition is another version."""
+    batch: dict[str, Profile] = {}
+    size = 0
+    for id, profile in items:
+        if id in batch or len(batch) == TRANSACTION or size > TRANSACTION_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[id] = profile
+        size += _bytes_in_memory(profile)
+    if batch:
+        yield batch
+
+
+def _check_bank(connection: Connection, name: str, banks: Mapping[str, str]) -> None:
+    """Raise for profiles, given by id and digest, of another bank; the first sets the bank."""
+    bank = bank_of(connection)
+    if bank is None:
+        bank = next(iter(banks.values()))
+        connection.execute(insert(info).values(key="bank", value=bank))
+    for id, digest in banks.items():
+        if digest != bank:
+            raise ValueError(
+                f"the profile {id!r} belongs to the bank {digest}, and {name} has profiles of the "
+                f"bank {bank}: use another store, or train the profile on the bank of this store"
+            )
+
+
+def _put_batch(connection: Connection, items: dict[str, Profile]) -> dict[str, int]:
+    """Put some hundreds of profiles; with thousands, Python's garbage collector takes long."""
+    before = latest_versions(connection, profiles, items)
+    any_deleted = connection.execute(select(deleted.c.id).limit(1)).first() is not None
+    last = latest_versions(connection, deleted, items) | before if any_deleted else before
+    versions = {id: 1 + last.get(id, 0) for id in items}
+    bank = next(iter(items.values())).bank
+    rows = [make_row(one, versions[one.id], bank) for one in encode(items)]
+    replace_rows(connection, rows, list(before))
+    return versions
+
+
+def _bytes_in_memory(profile: Profile) -> int:
+    arrays = [profile.masks, profile.norm, *(profile.head or {}).values()]
+    return sum(array.nbytes for array in arrays if array is not None)

@@ -1,0 +1,101 @@
+"""LitServe with a loop that blocks, signals that end it, and workers that may fail to start."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from queue import Empty, Queue
+from typing import Any
+
+from litserve import LitAPI, LitServer
+from litserve.loops.simple_loops import BatchedLoop
+
+
+class BlockingBatchLoop(BatchedLoop):
+    """Blocks until a request arrives; LitServe's loop polls a thousand times a second.
+
+    A batch of one request is a list, too.
+    """
+
+    def get_batch_requests(
+        self, lit_api: LitAPI, request_queue: Queue, transport: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """The requests within ``batch_timeout`` of the first, and those that waited too long."""
+        batch: list[Any] = []
+        late: list[Any] = []
+        end = math.inf
+        while len(batch) < lit_api.max_batch_size:
+            try:
+                wait = min(1.0, max(0.0, end - time.monotonic()))
+                number, uid, asked, request = request_queue.get(timeout=wait)
+            except Empty:
+                break
+            now = time.monotonic()
+            end = min(end, now + lit_api.batch_timeout)
+            if now - asked > lit_api.request_timeout:
+                late.append((number, uid))
+            else:
+                batch.append((number, uid, request))
+        return batch, late
+
+
+class SignalServer(LitServer):
+    """LitServe that signals stop, and that does not wait for workers that have failed."""
+
+    def __init__(self, api: LitAPI, url: str, **options: Any) -> None:
+        super().__init__(api, **options)
+        self.url = url
+        self.inference_workers: list[Any] = []
+        self.stopping = False
+        self._main = os.getpid()
+
+    def stop(self, *_: object) -> None:
+        """Handle a signal: answer pending requests, then end."""
+        if os.getpid() != self._main:  # a process with an HTTP server, without pending requests
+            os._exit(0)  # an exception would be ignored while the process is being forked
+        self.stopping = True
+        if self._shutdown_event is not None:
+            # In a thread, since the main thread's connection to the event waits for it.
+            threading.Thread(target=self._shutdown_event.set).start()
+
+    def verify_worker_status(self) -> None:
+        """Wait until all workers are ready.
+
+        Raises:
+            Stopped: a signal arrived before.
+            WorkerLost: a worker failed in its setup, or died.
+        """
+        while not all(state == "ready" for state in self.workers_setup_status.values()):
+            if self.stopping:
+                raise Stopped
+            if not all(worker.is_alive() for worker in self.inference_workers):
+                raise WorkerLost
+            time.sleep(0.05)
+
+    def _start_server(
+        self, port: int, number: int, log_level: str, sockets: Sequence[socket.socket], *args: Any
+    ) -> Any:
+        """Accept connections, start the HTTP servers that answer them, and announce it."""
+        for one in sockets:
+            one.listen()
+        servers = super()._start_server(port, number, log_level, sockets, *args)
+        print(f"ready for POST {self.url}", flush=True)
+        return servers
+
+    def end(self) -> None:
+        """Terminate all workers, also after a failed start."""
+        for worker in self.inference_workers:
+            worker.terminate()
+            worker.join()
+
+
+class Stopped(Exception):
+    """A signal arrived before the workers were ready."""
+
+
+class WorkerLost(Exception):
+    """A worker ended before it was ready."""

@@ -1,0 +1,180 @@
+"""``POST /predict`` with LitServe: requests of different users share a forward."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_pelt.profiles.serving.loading import load_model, open_store
+from lightning_pelt.profiles.serving.server import ProfileServer
+from lightning_pelt.profiles.store import DamagedProfile, UnknownProfile
+
+try:
+    from litserve import LitAPI
+    from starlette.responses import JSONResponse
+
+    from lightning_pelt.profiles.serving._litserve import (
+        BlockingBatchLoop,
+        SignalServer,
+        Stopped,
+        WorkerLost,
+    )
+    from lightning_pelt.profiles.serving.request_validation import (
+        PATH,
+        RequestValidation,
+        error_response,
+    )
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "serving over HTTP needs LitServe: pip install 'lightning-pelt[serve]'"
+    ) from error
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(
+    checkpoint: str | Path,
+    store: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    max_batch_size: int = 64,
+    batch_timeout: float = 0.005,
+    slots: int = 1024,
+    max_length: int = 128,
+    max_characters: int = 10_000,
+    max_bytes: int = 100_000,
+    accelerator: str = "auto",
+) -> None:
+    """Answer ``POST /predict`` and ``GET /health`` until SIGTERM or SIGINT.
+
+    A request is ``{"text": ..., "profile": ...}``. The answer is the prediction of the task:
+    ``{"label": ..., "probabilities": ...}``. Errors are ``{"detail": ...}``, with the status 404
+    for an unknown profile, 413 for a body and 422 for a text that is too large, 422 for an invalid
+    request, and 500 for a profile with a damaged row. An error does not affect other requests of
+    the batch. After a signal, pending requests are answered.
+
+    Args:
+        checkpoint: checkpoint of a fit with X-PEFT.
+        store: store of its profiles, see :class:`ProfileStore`. Profiles can be put while the
+            server runs.
+        host: 127.0.0.1 to accept requests from this machine only; 0.0.0.0 or :: for all.
+        port: 1024 to 65535.
+        workers: processes with a model, per device.
+        max_batch_size: maximum rows of one forward.
+        batch_timeout: seconds that a batch waits for more requests.
+        slots: adapters that each worker caches, see :class:`ProfileServer`.
+        max_length: maximum tokens of a text; longer texts are truncated.
+        max_characters: maximum characters of a text; longer texts are refused.
+        max_bytes: maximum bytes of a request.
+        accelerator: cpu, cuda, mps, or auto.
+
+    Raises:
+        ValueError: checkpoint or store does not exist, is damaged, or does not match the other, or
+            a number is out of range.
+        OSError: the port is in use.
+        RuntimeError: a worker died, which ends the server.
+    """
+    api = ProfileAPI(
+        str(checkpoint),
+        str(store),
+        workers=workers,
+        slots=slots,
+        max_length=max_length,
+        max_batch_size=max_batch_size,
+        batch_timeout=batch_timeout,
+    )
+    limits = {"max_characters": max_characters, "max_bytes": max_bytes}
+    server = SignalServer(
+        api,
+        f"http://{host}:{port}{PATH}",
+        accelerator=accelerator,
+        workers_per_device=workers,
+        middlewares=[(RequestValidation, limits)],
+    )
+    before = {number: signal.signal(number, server.stop) for number in SIGNALS}
+    try:
+        _run(server, api, host, port)
+    finally:
+        server.end()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(server: SignalServer, api: ProfileAPI, host: str, port: int) -> None:
+    """Run the server until a signal; see :func:`serve` for the errors."""
+    try:
+        server.run(host=host, port=port, log_level="warning", generate_client_file=False)
+    except Stopped:
+        pass
+    except WorkerLost:
+        reason = "it was killed" if api.setup_errors.empty() else api.setup_errors.get()
+        raise ValueError(f"a worker could not start: {reason}") from None
+    except (EOFError, ConnectionError):  # from the process with LitServe's queues
+        raise RuntimeError("a worker died while serving: see its output above") from None
+    except SystemExit:  # from uvicorn, which has logged the reason
+        raise OSError(f"cannot listen on {host}:{port}: choose another port") from None
+
+
+class ProfileAPI(LitAPI):
+    """A :class:`ProfileServer` in a worker process of LitServe; see :func:`serve`."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        store: str,
+        *,
+        workers: int,
+        slots: int,
+        max_length: int,
+        max_batch_size: int,
+        batch_timeout: float,
+    ) -> None:
+        super().__init__(max_batch_size, batch_timeout, PATH, loop=BlockingBatchLoop())
+        self.checkpoint, self.url, self.workers = checkpoint, store, workers
+        self.options = {"slots": slots, "max_length": max_length, "batch_size": max_batch_size}
+        self.setup_errors = multiprocessing.get_context("spawn").SimpleQueue()
+
+    def setup(self, device: str) -> None:
+        """Load model and store. LitServe calls this once in the worker."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+        torch.set_num_threads(max(1, torch.get_num_threads() // self.workers))
+        try:
+            self.store = open_store(self.url)
+            model = load_model(self.checkpoint, device)
+            self.server = ProfileServer(model, self.store, **self.options)
+        except Exception as error:
+            self.setup_errors.put(str(error))
+            if isinstance(error, OSError | ValueError):
+                logging.disable()  # the parent reports the error without a traceback
+            raise
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.store.close()
+        raise SystemExit(0)
+
+    def predict(self, rows: list[dict[str, str]], **_: Any) -> list[JSONResponse]:
+        """The answer to each row. LitServe would answer all rows with an error that is raised."""
+        errors: dict[str, JSONResponse] = {}
+        while True:
+            good = [row for row in rows if row["profile"] not in errors]
+            try:
+                found = self.server.predict(
+                    [row["text"] for row in good], [row["profile"] for row in good]
+                )
+                break
+            except UnknownProfile as error:
+                for id in error.ids:
+                    errors[id] = error_response(404, f"there is no profile {id!r}")
+            except DamagedProfile as error:
+                for id, reason in error.reasons.items():
+                    errors[id] = error_response(500, f"the profile {id!r} is damaged: {reason}")
+        answers = iter(found)
+        return [errors.get(row["profile"]) or JSONResponse(next(answers)) for row in rows]

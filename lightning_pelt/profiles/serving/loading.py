@@ -1,0 +1,46 @@
+"""Trained models and existing stores, opened for use."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+from lightning_pelt.methods.xpeft.masks import masks_of
+from lightning_pelt.profiles.store import ProfileStore
+from lightning_pelt.training.module import PELTModule
+
+
+def load_model(checkpoint: str | Path, device: str = "cpu") -> PELTModule:
+    """Load a checkpoint with X-PEFT in eval mode; pickled objects are not loaded.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a checkpoint of ``lightning-pelt fit``, or its plan has no
+            X-PEFT.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        module = PELTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, TypeError) as error:
+        # torch's message about a pickle recommends to unpickle it.
+        why = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
+        raise ValueError(
+            f"{path} is not a checkpoint that `lightning-pelt fit` wrote, or it is damaged{why}"
+        ) from error
+    masks_of(module)
+    return module.to(device).eval()
+
+
+def open_store(url: str) -> ProfileStore:
+    """Open a store that exists; :class:`ProfileStore` would create a file for a misspelt name.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: see :class:`ProfileStore`.
+    """
+    path = url.removeprefix("sqlite:///")
+    if "://" not in path and not Path(path).exists():
+        raise FileNotFoundError(f"there is no store {path}")
+    return ProfileStore(url)

@@ -1,0 +1,184 @@
+"""Figures of a search: pure functions from its numbers to matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lightning_pelt.reports.figures import (
+    FAINT,
+    INK,
+    MISSING,
+    PAPER,
+    new_figure,
+    set_figure_title,
+    style_axes,
+)
+from lightning_pelt.search.report.race_figure import ACTIVE, CHOSEN
+from lightning_pelt.search.report.summary import CandidateScores, StageCost
+from lightning_pelt.utils.text import readable_duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class StageChoice(NamedTuple):
+    """A stage in the figure of choices.
+
+    Attributes:
+        stage: its name.
+        scores: by option, in points.
+        chosen: the chosen option; None until the stage is settled.
+        fresh: scores of the winner and the runner-up on fresh blocks; empty if there are none.
+    """
+
+    stage: str
+    scores: Mapping[str, float]
+    chosen: str | None
+    fresh: Mapping[str, float]
+
+
+def choices(stages: Sequence[StageChoice], title: str = "What each stage chose") -> Figure:
+    """Draw one row for each stage: the score of every option, the chosen one filled and named.
+
+    Diamonds below the row show the winner and the runner-up on fresh blocks, which no choice was
+    based on.
+
+    Raises:
+        ValueError: there is no stage.
+    """
+    if not stages:
+        raise ValueError("there is no choice to draw: no stage has a score yet")
+    figure = new_figure(8.2, 1.3 + 0.72 * len(stages))
+    axes = figure.add_subplot()
+    for y, stage in enumerate(stages):
+        known = {option: score for option, score in stage.scores.items() if isfinite(score)}
+        axes.axhline(y, color=MISSING, lw=1, zorder=0)
+        others = [score for option, score in known.items() if option != stage.chosen]
+        axes.scatter(others, [y] * len(others), s=26, facecolor=PAPER, edgecolor=FAINT, zorder=2)
+        if stage.chosen in known:
+            axes.scatter(known[stage.chosen], y, s=52, color=CHOSEN, zorder=3)
+            _label(axes, f"{stage.chosen}  {known[stage.chosen]:.1f}", known[stage.chosen], y)
+        for option, score in stage.fresh.items():
+            chosen = option == stage.chosen
+            axes.scatter(score, y + 0.27, s=30, marker="D", zorder=3, linewidth=1.2,
+                         facecolor=CHOSEN if chosen else PAPER,
+                         edgecolor=CHOSEN if chosen else ACTIVE)  # fmt: skip
+        if len(stage.fresh) == 2:
+            axes.plot(list(stage.fresh.values()), [y + 0.27] * 2, color=ACTIVE, lw=1, zorder=1)
+    style_axes(axes, grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_yticks(range(len(stages)), [_row_title(stage) for stage in stages], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(stages) - 0.45, -0.6)
+    axes.margins(x=0.08)
+    axes.set_xlabel(
+        "points; stages have different blocks: compare within a row", fontsize=9, color=FAINT
+    )
+    handles = [
+        axes.scatter([], [], s=52, color=CHOSEN, label="chosen"),
+        axes.scatter([], [], s=26, facecolor=PAPER, edgecolor=FAINT, label="another option"),
+        axes.scatter([], [], s=30, marker="D", color=CHOSEN, label="chosen, fresh blocks"),
+        axes.scatter([], [], s=30, marker="D", facecolor=PAPER, edgecolor=ACTIVE,
+                     label="the runner-up, fresh blocks"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    set_figure_title(figure, title)
+    return figure
+
+
+def comparison(
+    plans: Sequence[CandidateScores], title: str = "Final comparison, official dev rows"
+) -> Figure:
+    """Draw each seed as a point and their mean as a bar, for each plan and task and over the tasks.
+
+    Raises:
+        ValueError: there is no plan.
+    """
+    if not plans:
+        raise ValueError("there is no plan to draw: the final comparison has not started")
+    tasks = list(plans[0].scores)
+    panels = [*tasks, "mean over tasks"] if len(tasks) > 1 else tasks
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(2.2 + 2.6 * columns, 0.9 + rows * (0.75 + 0.36 * len(plans)))
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    every: list[Axes] = list(grid.ravel())
+    for panel, task in zip(every, panels, strict=False):
+        for y, plan in enumerate(plans):
+            colour = CHOSEN if y == 0 else FAINT
+            scores = plan.scores.get(task, plan.overall)
+            points = [score for score in scores if score is not None]
+            panel.scatter(points, [y] * len(points), s=20, color=colour, alpha=0.65, linewidth=0)
+            if points:
+                panel.plot([np.mean(points)] * 2, [y - 0.3, y + 0.3], color=INK, lw=2)
+        panel.set_title(task, fontsize=10, color=INK, loc="left")
+        style_axes(panel, grid="x")
+        panel.spines["left"].set_visible(False)
+        panel.margins(x=0.1)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+    for panel in every[len(panels) :]:
+        panel.set_axis_off()
+    labels = [p.title + (f"\n({p.mark})" if p.mark else "") for p in plans]
+    every[0].set_yticks(range(len(plans)), labels, fontsize=9)
+    every[0].set_ylim(len(plans) - 0.4, -0.6)
+    for panel in every:
+        panel.tick_params(axis="y", length=0, labelsize=9)
+    figure.supxlabel("points; a dot per seed, a bar at their mean", fontsize=9, color=FAINT)
+    set_figure_title(figure, title)
+    return figure
+
+
+def cost(stages: Sequence[StageCost], title: str = "What the search cost") -> Figure:
+    """Draw the fits of every stage (solid) and of the paper's protocol (pale), with their duration.
+
+    Raises:
+        ValueError: there is no stage.
+    """
+    if not stages:
+        raise ValueError("there is no cost to draw: no stage has started")
+    figure = new_figure(8.0, 1.25 + 0.58 * len(stages))
+    axes = figure.add_subplot()
+    longest = max(max(s.fits + s.reused, s.paper_fits) for s in stages) or 1
+    for y, stage in enumerate(stages):
+        axes.barh(y, stage.paper_fits, height=0.62, color=MISSING)
+        axes.barh(y, stage.fits, height=0.36, color=CHOSEN)
+        axes.barh(y, stage.reused, height=0.36, left=stage.fits, color=ACTIVE, alpha=0.75)
+        end = max(stage.fits + stage.reused, stage.paper_fits) + 0.015 * longest
+        reused = f", {stage.reused:,} reused" if stage.reused else ""
+        lines = [f"{stage.fits:,} fits, {readable_duration(stage.seconds)}{reused}"]
+        if stage.paper_fits:
+            lines += [f"paper: {stage.paper_fits:,} fits, {readable_duration(stage.paper_seconds)}"]
+        axes.annotate("\n".join(lines), (end, y), va="center", fontsize=7.5, color=INK)
+    style_axes(axes, grid="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_yticks(range(len(stages)), [s.stage for s in stages], fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.38 * longest)
+    axes.set_ylim(len(stages) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
+    handles = [
+        axes.barh(0, 0, color=CHOSEN, label="done"),
+        axes.barh(0, 0, color=ACTIVE, alpha=0.75, label="reused from an earlier stage"),
+        axes.barh(0, 0, color=MISSING, label="the paper's protocol: 100 designs for each option"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    axes.set_xlabel("fits", fontsize=9, color=FAINT)
+    set_figure_title(figure, title)
+    return figure
+
+
+def _label(axes: Axes, text: str, x: float, y: float) -> None:
+    axes.annotate(text, (x, y), (0, 7), textcoords="offset points", ha="center", va="bottom",
+                  fontsize=8.5, color=INK, fontweight="bold")  # fmt: skip
+
+
+def _row_title(stage: StageChoice) -> str:
+    count = len(stage.scores)
+    return f"{stage.stage}\n{count} options" if count > 1 else stage.stage

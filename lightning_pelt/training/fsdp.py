@@ -1,0 +1,44 @@
+"""FSDP2: which modules of an attached model are sharded as one unit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch.distributed.fsdp import fully_shard
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from lightning_pelt.attach import Attachment
+
+
+def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
+    """Shard every block of an attached model as one unit, and the rest of the model as another.
+
+    Submodules are children of the blocks they extend, so a block gathers its submodules together
+    with its base weights. Modules that several blocks use, such as a prefix's MLP, belong to the
+    root and stay gathered for the whole forward.
+
+    Args:
+        attachment: of the model.
+        mesh: with the dimensions ``data_parallel`` and ``tensor_parallel`` that Lightning's
+            ``ModelParallelStrategy`` creates.
+
+    Raises:
+        ValueError: the mesh asks for tensor parallelism, which is not supported, or a method cannot
+            be sharded.
+    """
+    for method in attachment.plan.methods:
+        method.refuse_sharding()
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"the strategy asks for tensor parallelism over {mesh['tensor_parallel'].size()} "
+            "processes, but only data parallelism is supported: use "
+            "ModelParallelStrategy(data_parallel_size=<processes>, tensor_parallel_size=1)"
+        )
+    data = mesh["data_parallel"]
+    paths = [path for stack in attachment.anatomy.stacks for path in stack.blocks]
+    # ALBERT's blocks are one module.
+    for block in dict.fromkeys(map(attachment.model.get_submodule, paths)):
+        fully_shard(block, mesh=data)
+    fully_shard(attachment.model, mesh=data)

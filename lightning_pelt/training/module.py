@@ -1,0 +1,246 @@
+"""``PELTModule``: a backbone, a plan and a task as one LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from lightning_pelt.attach import Attachment, attach
+from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
+from lightning_pelt.data.profile_data import PROFILE
+from lightning_pelt.methods.config import rebuild
+from lightning_pelt.plans import Plan, UniPELT, from_config
+from lightning_pelt.tasks import Classification, Task
+from lightning_pelt.training.fsdp import shard
+from lightning_pelt.training.param_groups import make_portable, named_groups, schedule_steps
+from lightning_pelt.training.step_seed import StepSeed
+from lightning_pelt.utils.backbone import load_tokenizer
+
+
+class PELTModule(LightningModule):
+    """Tunes a pretrained transformer with a plan.
+
+    ``configure_model`` loads the backbone and attaches the plan, so that every strategy wraps a
+    model with submodules, and ``load_from_checkpoint`` finds them. Checkpoints hold submodules,
+    gates and head; the frozen base is loaded from ``backbone`` again.
+
+    Args:
+        backbone: hub id or folder.
+        plan: what is attached where; by default ``UniPELT()``, the paper's APL.
+        task: head, loss and metrics; by default single-label classification.
+        labels: label names in the order of their ids; the command line takes them from the data.
+        lr: learning rate of every group that ``lrs`` does not name.
+        lrs: learning rates by group: a method's name, ``gate`` or ``head``.
+        weight_decay: of all groups but gates, norms, and methods that declare no decay (BitFit,
+            IA3, ...).
+        warmup: share of all steps (below 1), or number of steps, over which the learning rate rises
+            linearly; it then falls linearly to 0.
+        optimizer: called with the named groups.
+        base_dropout: whether the dropout of the frozen base is active in training, as in
+            pretraining. The head and the submodules always train in train mode.
+        checkpoint_activations: recompute the activations of the blocks in backward instead of
+            storing them.
+        dtype: of the base's weights; submodules are fp32 unless the precision is ``*-true``.
+        seed: of the new weights.
+
+    Example:
+        >>> from lightning_pelt import LoRA, PELTModule, Plan
+        >>> minilm = "sentence-transformers/all-MiniLM-L6-v2"
+        >>> module = PELTModule(minilm, Plan.uniform(LoRA(r=8)), labels=["no", "yes"], lr=5e-4)
+        >>> module.task.monitor  # a trainer loads the backbone when it sets up the module
+        'accuracy'
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        plan: Plan | None = None,
+        task: Task | None = None,
+        *,
+        labels: list[str] | None = None,
+        lr: float = 1e-3,
+        lrs: dict[str, float] | None = None,
+        weight_decay: float = 0.0,
+        warmup: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        base_dropout: bool = True,
+        checkpoint_activations: bool = False,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.plan = from_config(plan) if isinstance(plan, Mapping) else plan or UniPELT()
+        self.task = rebuild(task) if isinstance(task, Mapping) else task or Classification()
+        self.labels = labels
+        self.lr, self.lrs, self.weight_decay, self.warmup = lr, lrs, weight_decay, warmup
+        self.optimizer = optimizer
+        self.base_dropout = base_dropout
+        self.checkpoint_activations = checkpoint_activations
+        self.dtype_of_base = dtype
+        self.seed = seed
+        # Plain data, so that checkpoints load without pickle and rebuild plan and task.
+        self.save_hyperparameters(
+            {
+                "backbone": backbone,
+                "plan": self.plan.to_config(),
+                "task": self.task.to_config(),
+                "labels": None if labels is None else list(labels),
+                "lr": lr,
+                "lrs": lrs,
+                "weight_decay": weight_decay,
+                "warmup": warmup,
+                "base_dropout": base_dropout,
+                "checkpoint_activations": checkpoint_activations,
+                "dtype": dtype,
+                "seed": seed,
+            }
+        )
+        self.strict_loading = False  # checkpoints lack the base; the attachment's load hook checks
+        self.model: PreTrainedModel | None = None
+        self.attachment: Attachment | None = None
+        self.step_seed = StepSeed()
+        stages = {stage: self.task.build_metrics(labels, stage=stage) for stage in ("val", "test")}
+        self.metrics = nn.ModuleDict({s: m.clone(prefix=f"{s}/") for s, m in stages.items()})
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer, for tasks that generate text."""
+        return load_tokenizer(self.backbone)
+
+    def configure_model(self) -> None:
+        """Load the backbone and attach the plan, once."""
+        if self.model is not None:
+            return
+        # transformers takes a device context for a device map, which needs another package.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # every rank starts with the same head
+            model = self.task.load(self.backbone, labels=self.labels, dtype=self.dtype_of_base)
+        self.attachment = attach(model, self.plan, seed=self.seed)
+        if self.checkpoint_activations:
+            model.gradient_checkpointing_enable()
+        if self.device_mesh is not None:  # ModelParallelStrategy expects the module to shard
+            shard(self.attachment, self.device_mesh)
+        self.model = model
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """One named group per method, so that each has its own rate and is logged by name."""
+        assert self.attachment is not None
+        groups = named_groups(
+            self.attachment, lr=self.lr, lrs=self.lrs, weight_decay=self.weight_decay
+        )
+        optimizer = self.optimizer(groups)
+        steps = schedule_steps(self.warmup, self._total_steps())
+        scheduler = get_linear_schedule_with_warmup(optimizer, *steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _total_steps(self) -> int | float:
+        steps = self.trainer.estimated_stepping_batches
+        if self.trainer.ckpt_path is not None:
+            # The estimate has set up the training loader before the checkpoint restores its
+            # position. Without a combined loader Lightning sets it up again, after the restore.
+            self.trainer.fit_loop._combined_loader = None
+        return steps
+
+    def on_fit_start(self) -> None:
+        assert self.attachment is not None
+        self.attachment.train(base_dropout=self.base_dropout)
+
+    def on_train_batch_start(self, _batch: Any, index: int) -> None:
+        self.step_seed.start(
+            epoch=self.current_epoch, batch=index, rank=self.global_rank, device=self.device
+        )
+
+    def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:
+        loss, _ = self.task.step(self.model, self._inputs(batch))  # type: ignore[arg-type]
+        self.log("train/loss", loss, prog_bar=True, batch_size=_rows(batch))
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, except for methods that clip their own gradients."""
+        assert self.attachment is not None
+        clipped: set[int] = set()
+        if gradient_clip_val and gradient_clip_algorithm != "value":
+            for module in self.attachment.all_submodules:
+                clipped.update(map(id, module.clip_gradients(float(gradient_clip_val))))
+        if not clipped:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        rest = [parameter for parameter in parameters if id(parameter) not in clipped]
+        torch.nn.utils.clip_grad_norm_(rest, float(gradient_clip_val or 0.0))
+
+    def validation_step(self, batch: dict[str, Any], _index: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Any], _index: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
+        batch = self._inputs(batch)
+        loss, outputs = self.task.step(self.model, batch)  # type: ignore[arg-type]
+        metrics: Any = self.metrics[stage]
+        self.task.update(
+            metrics,
+            self.model,  # type: ignore[arg-type]
+            batch,
+            outputs,
+            labels=self.labels,
+            tokenizer=self.tokenizer,
+        )
+        self.log(f"{stage}/loss", loss, batch_size=_rows(batch), sync_dist=True)
+        self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
+
+    def predict_step(self, batch: dict[str, Any], _index: int) -> list[dict[str, Any]]:
+        """One dictionary per row: label and probabilities, a value, or a text."""
+        return self.task.predict(
+            self.model,  # type: ignore[arg-type]
+            self._inputs(batch),
+            labels=self.labels,
+            tokenizer=self.tokenizer,
+        )
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """The outputs of the Hugging Face model, such as ``.logits``."""
+        assert self.model is not None
+        return self.model(**inputs)
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch without the indices of profiles, unless a method reads them."""
+        if any(PROFILE in method.batch_inputs for method in self.plan.methods):
+            return batch
+        return {name: value for name, value in batch.items() if name != PROFILE}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step_seed"] = self.step_seed.seed
+        make_portable(checkpoint.get("optimizer_states", ()), self.trainer.optimizers, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the step seed, and compare plans under every strategy.
+
+        Raises:
+            ValueError: the checkpoint was made with another plan.
+        """
+        self.step_seed.seed = checkpoint.get("step_seed")
+        refuse_other_plan(checkpoint.get("hyper_parameters", {}).get("plan"), self.plan)
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, Tensor))

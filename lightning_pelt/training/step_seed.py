@@ -1,0 +1,32 @@
+"""Seeds that follow from the step, so that a resumed run draws the same random numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class StepSeed:
+    """Seeds torch's generators before every training batch.
+
+    The dropout of a batch then depends only on the run's seed, the rank, the epoch and the index of
+    the batch. Validations, callbacks and restarts do not change it. A checkpoint stores one
+    integer, for any number of devices and processes. Storing the generators' states would need one
+    state for each of them, and each would have to be restored after the data loader, which draws
+    from the generator too, has started its epoch.
+
+    The run's seed is torch's initial seed at the first batch, i.e. that of ``seed_everything``.
+    """
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+
+    def start(self, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+        """Seed the generators of the CPU and of ``device``."""
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+        words = np.random.SeedSequence([self.seed, rank, epoch, batch]).generate_state(1, np.uint64)
+        # Not torch.manual_seed: it visits all devices, and queues a call on those not in use.
+        torch.default_generator.manual_seed(int(words[0]))
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(int(words[0]))

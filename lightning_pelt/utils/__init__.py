@@ -1,0 +1,1 @@
+"""Errors, files, text and backbones: helpers for every other folder."""

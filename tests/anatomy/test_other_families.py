@@ -1,0 +1,83 @@
+"""Families beyond the zoo: each has a structure that no family of the zoo has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertModel, PreTrainedModel
+from zoo import UNSUPPORTED, build
+
+from lightning_pelt import HeadOnly, attach
+from lightning_pelt.anatomy import examine
+from lightning_pelt.testing import hook_counts
+
+
+def tiny(model_type: str, auto: Any = AutoModel, **options: Any) -> PreTrainedModel:
+    shape = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(model_type, **shape, **options)
+    return auto.from_config(config).eval()
+
+
+HEADS = {"num_attention_heads": 4, "intermediate_size": 64}
+LONG_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+
+
+def test_half_on_the_interface() -> None:
+    """LongT5's decoder uses it, its local attention does not: both are found."""
+    anatomy = examine(tiny("longt5", AutoModelForSeq2SeqLM, **LONG_T5, decoder_start_token_id=0))
+    assert [(stack.name, stack.causal) for stack in anatomy.stacks] == [
+        ("encoder", False),
+        ("decoder", True),
+    ]
+    queries = [s.path for s in anatomy.select("attention.query")]
+    assert queries == [
+        f"encoder.block.{block}.layer.0.LocalSelfAttention.q" for block in range(2)
+    ] + [f"decoder.block.{block}.layer.0.SelfAttention.q" for block in range(2)]
+    prefixed = {s.stack for s in anatomy.sites if s.heads}
+    assert prefixed == {"decoder"}
+
+
+def test_a_base_without_embeddings() -> None:
+    """DINOv3's ``base_model`` takes hidden states; its embeddings do not count as a head."""
+    model = tiny("dinov3_vit", image_size=32, patch_size=8, **HEADS)
+    assert model.base_model is not model
+    assert [stack.name for stack in examine(model).stacks] == ["encoder"]
+    assert attach(model, HeadOnly()).head_size == 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("mamba", {}),  # its mixers have an in_proj, like DeBERTa's attentions
+        ("fnet", {}),
+        ("longformer", {"attention_window": 4, **HEADS}),  # its projections see (T, B, d)
+        ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
+    ],
+)
+def test_families_without_a_supported_attention(model_type: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no attention found in"):
+        examine(tiny(model_type, **options))
+
+
+def test_a_model_that_needs_other_inputs() -> None:
+    class Layout(BertModel):
+        def forward(self, input_ids: Any, boxes: Any) -> Any:
+            raise AssertionError
+
+    model = Layout(build("bert").config)
+    hooks = hook_counts(model)
+    with pytest.raises(ValueError, match=r"Layout cannot be examined.*TypeError.*'boxes'"):
+        examine(model)
+    assert hook_counts(model) == hooks
+
+
+@pytest.mark.skipif("codegen" in UNSUPPORTED, reason="transformers before 5.24")
+def test_a_fused_projection_in_four_shards() -> None:
+    """CodeGen's channels are (q, v, k) of the first of four shards, then of the next one."""
+    fused = torch.arange(96).view(4, 3, 8)
+    expected = dict(zip(("query", "value", "key"), fused.transpose(0, 1).flatten(1), strict=True))
+    sites = {s.role: s for s in examine(build("codegen")).sites if s.block == 0}
+    for name, channels in expected.items():
+        assert sites[f"attention.{name}"].channels == tuple(channels.tolist())

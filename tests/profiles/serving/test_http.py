@@ -1,0 +1,295 @@
+"""A real server on loopback, compared with the server in process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import http_load
+import pytest
+from profiles.serving.cases import (
+    INVALID,
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    PEOPLE,
+    TEXTS,
+    TOO_LARGE,
+    UNFIT,
+    request,
+    unfit,
+)
+
+from lightning_pelt import ProfileServer, ProfileStore
+
+pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
+# A server takes ten seconds to start. `test_profile_api` and `test_request_validation` are fast.
+pytestmark = pytest.mark.slow
+
+DEADLINE = 180  # seconds for two interpreters to import torch on a busy machine
+
+
+class Service(NamedTuple):
+    """A server process with its checkpoint and store."""
+
+    process: subprocess.Popen[str]
+    port: int
+    checkpoint: Path
+    store: Path
+
+    def ask(self, body: object, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Status and JSON of the answer; a ``body`` of bytes is sent unchanged."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("POST", "/predict", data, headers or {})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def together(self, bodies: list[Any]) -> list[tuple[int, Any]]:
+        """The answers to simultaneous requests."""
+        answers: list[Any] = [None] * len(bodies)
+        start = threading.Barrier(len(bodies))
+
+        def ask(index: int) -> None:
+            start.wait()
+            answers[index] = self.ask(bodies[index])
+
+        threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+
+def started(checkpoint: Path, store: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "lightning_pelt", "profiles", "serve", "--accelerator=cpu",
+            f"--checkpoint={checkpoint}", f"--store={store}", *options,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(trained: tuple[Path, Path], *options: str) -> Iterator[Service]:
+    """Run a server for a ``with`` block; if the block does not end it, SIGTERM must."""
+    port = free_port()
+    process = started(*trained, f"--port={port}", *options)
+    deadline = threading.Timer(DEADLINE, process.kill)
+    deadline.start()
+    try:
+        assert process.stdout is not None
+        if not process.stdout.readline().startswith("ready for POST http://127.0.0.1"):
+            pytest.fail(f"the server did not start: {process.communicate()}")
+        deadline.cancel()
+        yield Service(process, port, *trained)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            check_end(process)
+    finally:
+        deadline.cancel()
+        process.kill()
+        process.wait()
+
+
+def check_end(process: subprocess.Popen[str]) -> None:
+    """The process ends without an error."""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in out + err
+
+
+@pytest.fixture(scope="module")
+def shared(trained: tuple[Path, Path]) -> Iterator[Callable[[], Service]]:
+    """Gives the server that tests share, or a new one after a test has ended it."""
+    limits = [f"--max_bytes={MAX_BYTES}", f"--max_characters={MAX_CHARACTERS}"]
+    current: list[Service] = []
+    with ExitStack() as stack:
+
+        def get() -> Service:
+            if not current or current[-1].process.poll() is not None:
+                server = running(trained, "--batch_timeout=0.2", *limits)
+                current.append(stack.enter_context(server))
+            return current[-1]
+
+        yield get
+
+
+@pytest.fixture
+def service(shared: Callable[[], Service]) -> Service:
+    return shared()
+
+
+def assert_close(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert answer["label"] == expected["label"]
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_simultaneous_requests_get_the_answers_of_their_profiles(
+    service: Service, in_process: ProfileServer
+) -> None:
+    people = [PEOPLE[i % 5] for i in range(20)]
+    texts = [TEXTS[i % 10] for i in range(20)]
+    expected = in_process.predict(texts, people)
+    assert len({str(one) for one in in_process.predict(TEXTS[:1] * 5, PEOPLE)}) == 5
+    answers = service.together([request(*row) for row in zip(texts, people, strict=True)])
+    for (status, answer), single in zip(answers, expected, strict=True):
+        assert status == 200
+        assert answer.keys() == {"label", "probabilities"}
+        assert_close(answer, single)
+
+
+def test_unknown_profiles_do_not_affect_other_rows_of_a_batch(
+    service: Service, in_process: ProfileServer
+) -> None:
+    """All requests are in one batch, since they are simultaneous and its timeout is long."""
+    people = ["ann", "zoe", "bob", "zed", "cid"]
+    answers = service.together([request(TEXTS[3], name) for name in people])
+    assert [status for status, _ in answers] == [200, 404, 200, 404, 200]
+    assert answers[1][1] == {"detail": "there is no profile 'zoe'"}
+    for index in (0, 2, 4):
+        assert_close(answers[index][1], in_process.predict([TEXTS[3]], [people[index]])[0])
+
+
+def test_a_damaged_profile_does_not_affect_other_rows_of_a_batch(
+    trained: tuple[Path, Path], service: Service, in_process: ProfileServer
+) -> None:
+    with sqlite3.connect(trained[1]) as database:
+        columns = "masks, norm, head, checksum + 1, 'sick', version"
+        database.execute(
+            "INSERT INTO xpeft_profiles (masks, norm, head, checksum, id, version) "
+            f"SELECT {columns} FROM xpeft_profiles WHERE id = 'ann'"
+        )
+    database.close()
+    answers = service.together([request("one", name) for name in ("ann", "sick", "zoe", "bob")])
+    assert [status for status, _ in answers] == [200, 500, 404, 200]
+    assert "'sick' is damaged: its checksum" in answers[1][1]["detail"]
+
+
+def test_a_new_profile_is_served_immediately(trained: tuple[Path, Path], service: Service) -> None:
+    assert service.ask(request("one", "late"))[0] == 404
+    with ProfileStore(trained[1]) as store:
+        store.put("late", store.get("dora"))
+    status, answer = service.ask(request("one", "late"))
+    assert status == 200
+    assert answer == service.ask(request("one", "dora"))[1]
+
+
+@pytest.mark.parametrize(("body", "message"), INVALID.values(), ids=INVALID)
+def test_an_invalid_request_is_answered_with_422(service: Service, body: Any, message: str) -> None:
+    status, answer = service.ask(body)
+    assert status == 422
+    assert message in answer["detail"]
+    assert list(answer) == ["detail"]
+
+
+@pytest.mark.parametrize("size", TOO_LARGE)
+def test_a_large_request_is_answered_with_413(service: Service, size: int) -> None:
+    body = json.dumps(request("a", "ann")).encode().ljust(size)
+    assert service.ask(body) == (413, {"detail": "the request has more than 3000 bytes"})
+
+
+def test_the_largest_requests_are_answered(service: Service) -> None:
+    body = json.dumps(request("a" * MAX_CHARACTERS, "ann")).encode().ljust(MAX_BYTES)
+    assert service.ask(body)[0] == 200
+
+
+def test_a_body_is_read_as_json_with_any_content_type(service: Service) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # of curl -d
+    assert service.ask(request("one", "ann"), form) == service.ask(request("one", "ann"))
+
+
+def test_requests_may_contain_any_characters(service: Service) -> None:
+    assert service.ask(request("één €uro 🙂 \u0000", "ann"))[0] == 200
+    assert service.ask(request("one", "Zoë 🙂"))[1] == {"detail": "there is no profile 'Zoë 🙂'"}
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_ends_the_server_after_pending_requests(
+    trained: tuple[Path, Path], number: signal.Signals, workers: int
+) -> None:
+    """The batch stays open for two seconds, and the signal arrives before they are over."""
+    body = json.dumps(request("one", "ann")).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    options = ("--batch_timeout=2", "--max_batch_size=3", f"--workers={workers}")
+    with running(trained, *options) as service:
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+            connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+            # The server answers this when it waits for the body: the request is pending.
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+            connection.sendall(body)
+            service.process.send_signal(number)
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert answer.status == 200
+            assert "probabilities" in json.loads(answer.read())
+        check_end(service.process)
+        with pytest.raises(OSError):
+            service.ask(request("one", "ann"))
+
+
+def test_a_failed_start_is_reported_in_one_line(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    process = started(*unfit(trained, tmp_path, "bank"), f"--port={free_port()}")
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("lightning-pelt profiles serve: a worker could not start")
+    assert UNFIT["bank"] in last
+
+
+def test_the_load_test_measures_one_profile_and_many(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--profiles=5", "--requests=12", "--concurrency=6", "--rounds=2", "--words=5"]
+    url = f"http://127.0.0.1:{service.port}/predict"
+    figures = http_load.main([f"--url={url}", f"--store={service.store}", *options])
+    assert figures["one rate"] > 0
+    assert figures["p50"] == figures["many p50"] / figures["one p50"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["profiles", "1", "5", "many"]
+
+
+def test_a_load_test_with_failed_requests_raises(service: Service) -> None:
+    url = f"http://127.0.0.1:{service.port}/predict"
+    with pytest.raises(RuntimeError, match=r"2 requests failed, the first with 404: .*'zoe'"):
+        http_load.send_all(
+            url, [request("one", "ann"), request("one", "zoe"), request("one", "zoe")], 2
+        )
+    with pytest.raises(ValueError, match="expected at least 99"):
+        http_load.main([f"--url={url}", f"--store={service.store}", "--profiles=99"])
+
+
+def test_the_death_of_a_worker_ends_the_server_with_an_error(service: Service) -> None:
+    """A supervisor can restart the server, since its port is free."""
+    main = service.process.pid
+    children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    (worker,) = (child for child, command in commands.items() if b"spawn_main" in command)
+    os.kill(worker, signal.SIGKILL)
+    _, err = service.process.communicate(timeout=60)
+    assert service.process.returncode not in (0, 2)
+    assert "RuntimeError: a worker died" in err
+    with pytest.raises(OSError):
+        service.ask(request("one", "ann"))
