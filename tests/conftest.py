@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 import torch
 from postgres import find_binaries, server
+from zoo import REPRESENTATIVE, ZOO
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +19,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of families that repeat a mechanism as slow."""
+    others = set(ZOO) - REPRESENTATIVE
+    for item in items:
+        values = getattr(item, "callspec", None)
+        params = values.params if values else {}
+        families = others & {value for value in params.values() if isinstance(value, str)}
+        if families or params.get("model") == "llama":  # of MethodConformance, beside bert and gpt2
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

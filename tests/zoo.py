@@ -315,6 +315,13 @@ _ENTRIES = [
 ZOO: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
 # Off the interface, and the leaf names of their attentions are not in the table.
 UNSUPPORTED = {"mpt"} if GPTJ_JOINED else {"mpt", "codegen"}
+# One family for each mechanism, for the inner loop: post-norm and pre-norm, a shared block, one off
+# the attention interface, fused projections plain and interleaved, grouped queries, experts, two
+# stacks, images, sound, two towers. Tests of the others are marked slow, see conftest.py.
+REPRESENTATIVE = {
+    *("bert", "albert", "deberta", "gpt2", "gpt_neox", "llama", "mixtral", "t5", "bart"),
+    *("vit", "whisper", "clip"),
+}
 
 
 def build(name: str, *, seed: int = 0, task: bool = True) -> PreTrainedModel:

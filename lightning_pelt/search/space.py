@@ -73,7 +73,7 @@ class Space:
     Example:
         >>> from lightning_pelt.anatomy import examine
         >>> from lightning_pelt.testing import tiny_bert
-        >>> anatomy = examine(tiny_bert())  # two blocks, of which each is a group
+        >>> anatomy = examine(tiny_bert())  # two blocks; each is a group
         >>> space = Space(anatomy, budget=6_000, groups=2, patterns=["uniform"])
         >>> stage = space.stage("allocation", settled={"grouping": "uniform"})
         >>> stage.options

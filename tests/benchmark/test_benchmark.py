@@ -23,6 +23,7 @@ SHRUNK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plans", [("unipelt-apl", "xpeft-100", "adapter"), pytest.param(PLANS, marks=pytest.mark.slow)]
 )

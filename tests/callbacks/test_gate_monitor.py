@@ -99,6 +99,7 @@ def test_curves_and_picture_reach_an_offline_wandb_run(tmp_path):
     try:
         fit.fit(Tiny(), loader(3), loader(1))
     finally:
+        wandb.finish()
         wandb.teardown()  # finish() alone may return before all of the file is written
     rows = history(tmp_path)
     for name in values.means[0]:

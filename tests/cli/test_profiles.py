@@ -143,6 +143,7 @@ def test_train_stores_every_profile_of_the_best_checkpoint(
     assert [int(number) for number in numbers.split()] == expected
 
 
+@pytest.mark.slow
 def test_list_shows_versions_and_bytes(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
     with ProfileStore("profiles.db") as store:
         store.put("bob", store.get("ann"))
@@ -154,6 +155,7 @@ def test_list_shows_versions_and_bytes(trained: str, capsys: pytest.CaptureFixtu
     assert rows == [[name, "2" if name == "bob" else "1", "5", "20", "12"] for name in PEOPLE]
 
 
+@pytest.mark.slow
 def test_train_refuses_what_it_could_not_store(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +209,7 @@ def test_add_trains_one_profile_and_nothing_else(trained: str) -> None:
     assert load_model(trained).model.state_dict().keys() == old.keys()
 
 
+@pytest.mark.slow
 def test_add_starts_at_the_mean_of_the_others(trained: str) -> None:
     """With a learning rate of 0 the stored profile is the mean."""
     write_rows("more.csv", ["dora"])
@@ -227,6 +230,7 @@ def test_add_starts_at_the_mean_of_the_others(trained: str) -> None:
         assert store.get("dora") == read_profile(module, 0)
 
 
+@pytest.mark.slow
 def test_add_takes_the_labels_of_the_trained_head(
     trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +257,7 @@ def test_add_takes_the_labels_of_the_trained_head(
 # -- evaluate ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_scores_the_stored_profiles(
     trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ RECIPES = [path for path in EVERY if not path.stem.startswith("search_")]  # not
 # In a process, as a user runs them: W&B with gates, and text to text.
 PROCESSES = ("quickstart", "compacter_t5")
 # In the quick run: one method, gated methods, and profiles.
-QUICK = ("lora", "unipelt_compacter", "xpeft_profiles")
+QUICK = ("lora",)
 SHORT = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",

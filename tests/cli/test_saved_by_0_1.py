@@ -120,6 +120,7 @@ def assert_within(part: Any, whole: Any) -> None:
         assert part == whole
 
 
+@pytest.mark.slow
 def test_a_run_is_tested_and_fitted_again_from_its_configuration() -> None:
     saved = ["--config=gated/config.yaml", *QUIET, "--trainer.logger=false"]
     tested = main(["test", *saved, "--ckpt_path=gated/fit.ckpt"])

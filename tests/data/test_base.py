@@ -69,6 +69,7 @@ def test_two_processes_see_what_one_sees_with_the_same_global_batch(
     assert sorted(row for batch in dev for row in batch) == sorted([*range(ROWS)] * 2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_processes_continues_on_one_and_the_other_way_round(
     words: str, numbered: str, tmp_path: Path
 ) -> None:

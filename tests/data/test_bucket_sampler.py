@@ -167,6 +167,7 @@ def fit(
     return module.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"max_steps": 18}, {"val_check_interval": 3}])
 def test_a_run_resumed_after_any_step_sees_the_batches_it_would_have_seen(
     tmp_path: Path, options: dict[str, int]

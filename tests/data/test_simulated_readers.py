@@ -92,6 +92,7 @@ def test_pairs_are_trained_on_texts_of_their_own_choice_that_overlap() -> None:
     assert 0 < min(shared) <= max(shared) < 75
 
 
+@pytest.mark.slow
 def test_rows_follow_from_the_data_seed() -> None:
     first = all_rows(noise=0.1)
     assert first == all_rows(noise=0.1, seed=7, batch_size=3)

@@ -19,6 +19,7 @@ class TestBitFit(MethodConformance):
     method = BitFit()
 
 
+@pytest.mark.slow  # gated outputs: TestGatedIA3
 class TestGatedBitFit(MethodConformance):
     method = BitFit(gate=Gate())
 

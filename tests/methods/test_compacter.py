@@ -26,14 +26,17 @@ class TestCompacter(MethodConformance):
     method = Compacter(n=4, bottleneck=8, rule_std=0.1)
 
 
+@pytest.mark.slow  # gated bottlenecks: TestGatedAdapter
 class TestGatedCompacter(MethodConformance):
     method = Compacter(n=2, bottleneck=8, rank=2, rule_std=0.1, sites="compacter++", gate=Gate())
 
 
+@pytest.mark.slow  # stacked bottlenecks: TestCompacter
 class TestPHMAdapter(MethodConformance):
     method = Compacter(n=4, bottleneck=8, share_rule=False, factorized=False, rule_std=0.1)
 
 
+@pytest.mark.slow  # parallel placement: TestParallelAdapters
 class TestParallelCompacter(MethodConformance):
     method = Compacter(n=4, bottleneck=8, rule_std=0.1, placement="parallel")
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.initialization import no_init_weights
 
 from lightning_pelt import (
     IA3,
@@ -38,25 +41,39 @@ from lightning_pelt.testing import tiny_bert
 BACKBONE = 109_482_240  # of BERT-base, its head excluded
 
 
+def filled(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with cheap random weights: only their numbers are counted."""
+    with no_init_weights():
+        model = cls(config)
+    model.tie_weights()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.uniform_(-0.02, 0.02, generator=generator)
+            else:
+                parameter.fill_(0.5)
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def bert() -> PreTrainedModel:
     """BERT-base with two classes. Every test takes its plan off again."""
-    return BertForSequenceClassification(BertConfig())
+    return filled(BertForSequenceClassification, BertConfig())
 
 
 @pytest.fixture(scope="module")
 def bart() -> PreTrainedModel:
     """BART-large in width and depth; vocabulary and feed-forward count nowhere and are small."""
-    return BartForConditionalGeneration(
-        BartConfig(vocab_size=100, encoder_ffn_dim=64, decoder_ffn_dim=64)
-    )
+    config = BartConfig(vocab_size=100, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    return filled(BartForConditionalGeneration, config)
 
 
 @pytest.fixture(scope="module")
 def t5() -> PreTrainedModel:
     """T5-base, its embeddings cut to the 32,100 pieces of the tokenizer."""
     sizes = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
-    return T5ForConditionalGeneration(T5Config(vocab_size=32_100, **sizes))
+    return filled(T5ForConditionalGeneration, T5Config(vocab_size=32_100, **sizes))
 
 
 def count(model: PreTrainedModel, plan: Plan) -> tuple[dict[str, Any], int, int]:
@@ -114,6 +131,7 @@ def test_unipelt_on_bert_base(
     assert everything == trained
 
 
+@pytest.mark.slow
 def test_unipelt_on_bart_large(bart: PreTrainedModel) -> None:
     """36 attentions, 24 feed-forwards, three tables with an MLP each; a frozen vocabulary."""
     counts, everything, head = count(bart, UniPELT())
@@ -126,6 +144,7 @@ def test_unipelt_on_bart_large(bart: PreTrainedModel) -> None:
     assert (everything, head) == (43_914_372, 0)
 
 
+@pytest.mark.slow
 def test_unipelt_ap_on_bart_large(bart: PreTrainedModel) -> None:
     assert count(bart, AP)[1] == 42_660_924
 
@@ -195,7 +214,13 @@ COMPACTER_PAPER = {
 }
 
 
-@pytest.mark.parametrize("name", COMPACTER_PAPER)
+QUICK = ("compacter",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in COMPACTER_PAPER],
+)
 def test_compacter_paper_on_t5_base(t5: PreTrainedModel, name: str) -> None:
     plan, trained = COMPACTER_PAPER[name]
     counts, everything, head = count(t5, plan)

@@ -15,6 +15,7 @@ class TestLowRankAdapter(MethodConformance):
     method = LowRankAdapter(bottleneck=8)
 
 
+@pytest.mark.slow  # gated bottlenecks: TestGatedAdapter
 class TestGatedLowRankAdapter(MethodConformance):
     method = LowRankAdapter(bottleneck=8, rank=3, gate=Gate())
 

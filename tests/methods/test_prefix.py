@@ -31,6 +31,7 @@ class TestGatedPrefix(MethodConformance):
     method = Prefix(length=3, mlp=16, gate=Gate())
 
 
+@pytest.mark.slow  # prefixes: TestPrefix
 class TestFlatPrefix(MethodConformance):
     method = Prefix(length=3, mlp=None)
 

@@ -182,6 +182,7 @@ def test_bert_layer_from_hidden_states() -> None:
     torch.testing.assert_close(context, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("gate", [None, Gate()])

@@ -48,6 +48,7 @@ class TestPrompt(Suite):
     method = Prompt(length=4)
 
 
+@pytest.mark.slow  # prompts: TestPrompt
 class TestGatedPrompt(Suite):
     method = Prompt(length=4, gate=Gate())
 

@@ -37,6 +37,7 @@ class Foreign(LoRA):
     name: str = "foreign"
 
 
+@pytest.mark.slow
 class TestForeign(MethodConformance):
     method = Foreign(r=2)
 

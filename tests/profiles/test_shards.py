@@ -18,6 +18,7 @@ from lightning_pelt.profiles import _shards
 from lightning_pelt.profiles.store import DamagedProfile, ProfileStore
 
 
+@pytest.mark.slow
 def test_shards_copy_everything_to_another_store(store: ProfileStore, tmp_path: Path) -> None:
     profiles = {kind: random_profile(i, **given) for i, (kind, given) in enumerate(MIXED.items())}
     profiles |= some(50)

@@ -85,6 +85,7 @@ def test_a_damaged_earlier_version_does_not_hide_the_others(url: str, store: Pro
     assert [(id, why[:10]) for id, why in store.verify()] == [("a", "version 7:")]
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_a_file_is_found_or_changes_nothing(tmp_path: Path) -> None:
     profiles = {f"u{i:04d}": random_profile(i, blocks=12) for i in range(100)}
     with ProfileStore(tmp_path / "whole.db") as store:

@@ -74,6 +74,7 @@ def boxes(figure: Figure, rows: int) -> list[Bbox]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_overlaps(deep: Breakdown) -> None:
     shared = break_down(attach(small_bert(48), UniPELT([Prefix(), Compacter(bottleneck=4)])))
     flat = break_down(attach(small_t5(4), S4(0.3, stacks="per_stack")))

@@ -123,6 +123,7 @@ def test_a_budget_that_no_design_meets_is_refused_before_training(recipe, capsys
     assert "budget=10" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_controller_leads_a_search_whose_jobs_another_process_runs(recipe, monkeypatch, capsys):
     """Here another thread, with simulated scores, so that nothing is trained."""
     monkeypatch.setattr(controller, "POLL", 0.01)
@@ -180,6 +181,7 @@ main(["--help"])
 """
 
 
+@pytest.mark.slow
 def test_help_is_shown_without_the_extra(repository):
     done = subprocess.run(
         [sys.executable, "-c", HELP], cwd=repository, capture_output=True, text=True

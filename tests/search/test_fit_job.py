@@ -211,6 +211,7 @@ def test_a_diverged_fit_has_no_score_and_does_not_affect_the_next(tmp_path):
     assert fitter(job(SMALL)).metrics["loss"] == before.metrics["loss"]
 
 
+@pytest.mark.slow
 def test_a_fit_leaves_the_process_unchanged(tmp_path, capfd):
     fitter = Fitter(settings(tmp_path, threads=2))
     capfd.readouterr()

@@ -120,6 +120,7 @@ def same(one: SearchState, other: SearchState) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_order_in_which_outcomes_arrive_changes_nothing(seed: int) -> None:
     reference, every = finished()
@@ -136,6 +137,7 @@ def test_the_order_in_which_outcomes_arrive_changes_nothing(seed: int) -> None:
     assert same(state, reference)
 
 
+@pytest.mark.slow
 def test_a_step_wants_each_job_once_and_no_finished_one() -> None:
     search, outcomes = shared(), dict[str, Outcome]()
     while not (state := search.replay(outcomes)).finished:
@@ -147,6 +149,7 @@ def test_a_step_wants_each_job_once_and_no_finished_one() -> None:
     assert outcomes.keys() == finished()[1].keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_wants_what_it_wanted_before() -> None:
     _, every = finished()
     search, new = shared(), short()  # the second one is replayed backwards
@@ -253,6 +256,7 @@ def test_a_swap_replaces_a_component_only_if_it_is_clearly_better(
     assert state.found.strategies == state.comparison.candidates[0].design.strategies == expected
 
 
+@pytest.mark.slow
 def test_variants_with_a_group_that_was_never_settled_are_left_out() -> None:
     def score(_: str, each: str, __: int) -> float:
         return {"1+2+3": 4.0, "1+2+3+4": 2.0}.get(each, 0.0)

@@ -93,6 +93,7 @@ def test_folders_replace_the_hub(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_plain_data_of_what_decides_the_scores(tmp_path):
     base = read(tmp_path).fingerprint()
     assert json.loads(json.dumps(base)) == base

@@ -166,6 +166,7 @@ def test_untuned_groups_have_no_stage() -> None:
 COMPONENTS = ("pattern", "allocation", "stacks", "over", "budget", "gate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["grouping", "allocation", "group 1", "group 2", "group 4"])
 def test_designs_of_a_block_differ_only_in_what_their_stage_decides(name: str) -> None:
     drawn = space()
@@ -198,6 +199,7 @@ def test_selections_of_a_block_agree_in_the_groups_that_they_share() -> None:
             assert design.strategies == tuple(whole[i] if i in tuned else "" for i in range(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["allocation", "groups", "group 1", "group 2", "group 4"])
 def test_later_stages_keep_everything_settled(name: str) -> None:
     drawn, settled = space(), before(name)
@@ -270,6 +272,7 @@ def test_a_block_draws_the_same_in_every_stage() -> None:
     assert repr(first) == repr(again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [1344, 1600])
 def test_tight_budgets_always_leave_a_design(budget: int) -> None:
     # Many options meet these budgets in few draws, and some never together.

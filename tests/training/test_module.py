@@ -171,6 +171,7 @@ def test_weight_decay_and_optimizer(tmp_path):
 # -- baselines --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [HeadOnly(), FullFineTuning()])
 def test_baselines(tmp_path, plan):
     module, data = module_and_data(tmp_path, plan=plan)

@@ -115,6 +115,7 @@ def assert_identical(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert not different
 
 
+@pytest.mark.slow
 def test_dropout_matters_to_the_run(tmp_path, uninterrupted):
     """Otherwise the tests below would not test the random numbers."""
     without = bert(tmp_path / "dry", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -123,13 +124,16 @@ def test_dropout_matters_to_the_run(tmp_path, uninterrupted):
     assert not torch.equal(dry["model.classifier.weight"], uninterrupted["model.classifier.weight"])
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5, 6, 10, 12, 14])
+@pytest.mark.parametrize(
+    "step", [4, 5, 12, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 6, 10, 14))]
+)
 def test_resumed_after_any_step(tmp_path, backbone, folder, uninterrupted, step):
     """Within an epoch, before its last batch, at its end, with a method held, ramped or free."""
     resumed = fit(tmp_path, backbone, resume=folder / f"step={step}.ckpt")
     assert_identical(resumed, uninterrupted)
 
 
+@pytest.mark.slow
 def test_interrupted_twice_and_resumed_from_some_steps_before(tmp_path, backbone, uninterrupted):
     fit(tmp_path, backbone, every=2, interrupt=3)
     assert not (tmp_path / "step=4.ckpt").exists()
@@ -138,6 +142,7 @@ def test_interrupted_twice_and_resumed_from_some_steps_before(tmp_path, backbone
     assert_identical(resumed, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_resumed_while_gradients_accumulate(tmp_path, backbone, step):
     """Two batches per step, the fifth of an epoch alone: steps end after batches 2, 4, 5, 7."""
@@ -147,6 +152,7 @@ def test_resumed_while_gradients_accumulate(tmp_path, backbone, step):
     assert_identical(fit(tmp_path / "rest", backbone, resume=resume, **options), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

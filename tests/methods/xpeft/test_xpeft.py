@@ -26,10 +26,12 @@ class TestXPEFT(MethodConformance):
     method = XPEFT(bank=BANK, k=4, scale=4.0, bottleneck=8)
 
 
+@pytest.mark.slow  # masks: TestXPEFT
 class TestSoftXPEFT(MethodConformance):
     method = XPEFT(bank=BANK, mask="soft", scale=40.0, bottleneck=8, gate=Gate())
 
 
+@pytest.mark.slow  # parallel placement: TestParallelAdapters
 class TestParallelXPEFT(MethodConformance):
     method = XPEFT(bank=BANK, k=4, scale=8.0, bottleneck=8, placement="parallel", norm=None)
 

@@ -113,6 +113,7 @@ def _head(name: str) -> bool:
     return name.startswith("classifier.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit", "wav2vec2"])
 @pytest.mark.parametrize("gate", [None, Gate()], ids=["plain", "gated"])
 @pytest.mark.parametrize("plan", [S4, S4_3b])

@@ -235,6 +235,7 @@ def test_a_journal_with_a_broken_line_is_reported_as_damaged(journal: str) -> No
         opened(journal)
 
 
+@pytest.mark.slow
 def test_jobs_added_and_taken_back_at_once_are_not_duplicated(
     storage: str,
 ) -> None:
@@ -422,7 +423,9 @@ def test_of_controllers_that_start_at_once_at_most_one_leads(journal: str) -> No
     assert sum(at_once(lead, ledgers)) == 1
 
 
-@pytest.mark.parametrize("how", ["before", "in", "after"])
+@pytest.mark.parametrize(
+    "how", ["in", *(pytest.param(how, marks=pytest.mark.slow) for how in ("before", "after"))]
+)
 @pytest.mark.parametrize(
     ("act", "writes"), [("work", 4), ("release", 4), ("enqueue", 2), ("lead", 2)]
 )

@@ -70,6 +70,7 @@ def test_without_a_worker_no_remaining_time_is_shown(halfway: tuple[SearchState,
     assert now.details[-1] == "no worker is running"
 
 
+@pytest.mark.slow
 def test_the_status_at_the_start_and_at_the_end(finished: tuple[SearchState, Outcomes]) -> None:
     begin = simulated.make_search(subsets=SUBSETS).replay({})
     assert status(begin, {}, counts(begin, {})).details[:1] == (

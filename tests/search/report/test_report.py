@@ -239,6 +239,7 @@ def test_the_folder_has_every_figure_of_the_report_and_no_other_file(written: Pa
     assert {"design.png", "comparison.png", "choices.png", "cost.png", "swaps.png"} <= {*named}
 
 
+@pytest.mark.slow
 def test_a_report_can_be_written_before_the_search_is_finished(tmp_path: Path) -> None:
     search = simulated.make_search(subsets=SUBSETS)
     state, outcomes = simulated.play(search, until="allocation")

@@ -58,6 +58,7 @@ def race_on(table, arms=None, rules=None, **how) -> Race:
 # --- the numbers of the specification -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_race_finds_the_best_grouping_with_less_than_half_of_brute_forces_designs():
     rng, arms, repeats = np.random.default_rng(1), list(GROUPINGS), 600
     results = [
@@ -77,11 +78,13 @@ def sole_winners(arms: int, repeats: int) -> float:
     return verdicts.count("winner") / repeats
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arms", [3, 5])
 def test_equal_arms_rarely_have_a_sole_winner(arms):
     assert sole_winners(arms, 300) <= 0.05
 
 
+@pytest.mark.slow
 def test_two_equal_arms_have_a_sole_winner_with_probability_alpha():
     assert sole_winners(2, 900) == pytest.approx(0.05, abs=0.02)
 
@@ -95,6 +98,7 @@ def test_equal_arms_with_little_noise_end_in_a_tie_long_before_the_cap():
     assert {result.winner for result in ties} == {"arm0"}
 
 
+@pytest.mark.slow
 def test_brute_force_is_less_often_right_than_racing_at_more_than_twice_the_designs():
     rng, means, repeats = np.random.default_rng(4), np.array([*GROUPINGS.values()]), 400
     winners = []
