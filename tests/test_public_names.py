@@ -65,3 +65,9 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(lightning_pelt.__all__))
+def test_a_public_class_shows_an_example(name):
+    found = getattr(lightning_pelt, name)
+    assert not isinstance(found, type) or "Example:" in (found.__doc__ or "")

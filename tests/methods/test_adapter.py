@@ -28,6 +28,7 @@ class TestGatedAdapter(MethodConformance):
 
 
 class TestParallelAdapters(MethodConformance):
+    compiled = ("bert",)
     method = Adapter(
         bottleneck=12, sites=("attention", "ffn"), placement="parallel", activation="gelu"
     )

@@ -21,6 +21,7 @@ class TestBitFit(MethodConformance):
 
 @pytest.mark.slow  # gated outputs: TestGatedIA3
 class TestGatedBitFit(MethodConformance):
+    compiled = ("bert",)
     method = BitFit(gate=Gate())
 
 

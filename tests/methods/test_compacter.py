@@ -28,16 +28,19 @@ class TestCompacter(MethodConformance):
 
 @pytest.mark.slow  # gated bottlenecks: TestGatedAdapter
 class TestGatedCompacter(MethodConformance):
+    compiled = ("bert",)
     method = Compacter(n=2, bottleneck=8, rank=2, rule_std=0.1, sites="compacter++", gate=Gate())
 
 
 @pytest.mark.slow  # stacked bottlenecks: TestCompacter
 class TestPHMAdapter(MethodConformance):
+    compiled = ("bert",)
     method = Compacter(n=4, bottleneck=8, share_rule=False, factorized=False, rule_std=0.1)
 
 
 @pytest.mark.slow  # parallel placement: TestParallelAdapters
 class TestParallelCompacter(MethodConformance):
+    compiled = ("bert",)
     method = Compacter(n=4, bottleneck=8, rule_std=0.1, placement="parallel")
 
 

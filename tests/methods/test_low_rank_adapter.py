@@ -17,6 +17,7 @@ class TestLowRankAdapter(MethodConformance):
 
 @pytest.mark.slow  # gated bottlenecks: TestGatedAdapter
 class TestGatedLowRankAdapter(MethodConformance):
+    compiled = ("bert",)
     method = LowRankAdapter(bottleneck=8, rank=3, gate=Gate())
 
 

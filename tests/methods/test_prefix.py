@@ -33,6 +33,7 @@ class TestGatedPrefix(MethodConformance):
 
 @pytest.mark.slow  # prefixes: TestPrefix
 class TestFlatPrefix(MethodConformance):
+    compiled = ("bert",)
     method = Prefix(length=3, mlp=None)
 
 

@@ -50,6 +50,7 @@ class TestPrompt(Suite):
 
 @pytest.mark.slow  # prompts: TestPrompt
 class TestGatedPrompt(Suite):
+    compiled = ("bert",)
     method = Prompt(length=4, gate=Gate())
 
 

@@ -28,11 +28,13 @@ class TestXPEFT(MethodConformance):
 
 @pytest.mark.slow  # masks: TestXPEFT
 class TestSoftXPEFT(MethodConformance):
+    compiled = ("bert",)
     method = XPEFT(bank=BANK, mask="soft", scale=40.0, bottleneck=8, gate=Gate())
 
 
 @pytest.mark.slow  # parallel placement: TestParallelAdapters
 class TestParallelXPEFT(MethodConformance):
+    compiled = ("bert",)
     method = XPEFT(bank=BANK, k=4, scale=8.0, bottleneck=8, placement="parallel", norm=None)
 
 
