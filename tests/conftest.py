@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -19,11 +20,18 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
 torch.set_num_threads(1)
+# A process group in a reference cycle must not be freed in a fork: it would wait there for threads
+# that only its own process has.
+os.register_at_fork(before=gc.collect)
+# Files with few long tests start first, so that no process waits for another at the end.
+LONG = ("distributed", "serving", "cli", "search", "benchmark", "profiles")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of families that repeat a mechanism as slow."""
+    """Mark the tests of families that repeat a mechanism as slow, and put long files first."""
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: min(ranks.get(p, len(LONG)) for p in item.path.parts))
     others = set(ZOO) - REPRESENTATIVE
     for item in items:
         values = getattr(item, "callspec", None)

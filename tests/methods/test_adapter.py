@@ -24,6 +24,7 @@ class TestAdapter(MethodConformance):
 
 
 class TestGatedAdapter(MethodConformance):
+    compiled = ("bert", "gpt2")
     method = Adapter(reduction_factor=2, gate=Gate())
 
 

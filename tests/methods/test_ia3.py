@@ -23,6 +23,7 @@ class TestIA3(MethodConformance):
 
 
 class TestGatedIA3(MethodConformance):
+    compiled = ("bert", "gpt2")
     method = IA3(gate=Gate())
 
 

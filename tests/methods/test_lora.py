@@ -25,6 +25,7 @@ class TestLoRA(MethodConformance):
 
 
 class TestGatedLoRA(MethodConformance):
+    compiled = ("bert", "gpt2")
     method = LoRA(r=4, gate=Gate())
 
 

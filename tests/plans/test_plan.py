@@ -39,6 +39,7 @@ class Foreign(LoRA):
 
 @pytest.mark.slow
 class TestForeign(MethodConformance):
+    compiled = ("bert",)
     method = Foreign(r=2)
 
 

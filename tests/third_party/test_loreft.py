@@ -14,10 +14,12 @@ from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
 
 
 class TestLoReFT(MethodConformance):
+    compiled = ("bert",)
     method = LoReFT()
 
 
 class TestGatedLoReFT(MethodConformance):
+    compiled = ("bert", "gpt2")
     method = LoReFT(gate=Gate())
 
 

@@ -14,10 +14,12 @@ from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
 
 
 class TestVeRA(MethodConformance):
+    compiled = ("bert",)
     method = VeRA(r=4)
 
 
 class TestGatedVeRA(MethodConformance):
+    compiled = ("bert", "gpt2")
     method = VeRA(r=4, gate=Gate())
 
 
