@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -20,9 +19,6 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
 torch.set_num_threads(1)
-# A process group in a reference cycle must not be freed in a fork: it would wait there for threads
-# that only its own process has.
-os.register_at_fork(before=gc.collect)
 # Files with few long tests start first, so that no process waits for another at the end.
 LONG = ("distributed", "serving", "cli", "search", "benchmark", "profiles")
 

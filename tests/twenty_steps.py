@@ -6,6 +6,7 @@ Without dropout the steps depend on nothing but the global batches, so that runs
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def fit(
         strategy=strategy,
         devices=devices,
     )
+    # A process group in a reference cycle must not be freed in a fork: it would wait there for
+    # threads that only its own process has.
+    gc.collect()
     run.fit(module, data, ckpt_path=resume, weights_only=True)
 
 
