@@ -50,6 +50,7 @@ def test_every_listed_name_exists():
         lightning_pelt.UniPLT  # noqa: B018
 
 
+@pytest.mark.slow
 def test_attaching_does_not_import_lightning(repository):
     code = """
 import sys

@@ -92,6 +92,7 @@ def test_an_accumulated_gradient_is_one_step(tmp_path):
     assert len(logged(tmp_path)["gate/mean/lora"]) == 2
 
 
+@pytest.mark.slow
 def test_curves_and_picture_reach_an_offline_wandb_run(tmp_path):
     values = Values()
     logger = WandbLogger(offline=True, save_dir=tmp_path, project="gates")

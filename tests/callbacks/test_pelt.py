@@ -137,6 +137,7 @@ def test_it_attaches_trains_saves_and_restores(tmp_path, kind):
     assert loss(user_module(kind), tmp_path) != loss(module, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_wrapped_name_in_a_checkpoint_fits_the_plain_module(tmp_path):
     """The names differ by `_orig_mod`, which Lightning does not handle."""
     module = user_module(Compiled)

@@ -13,6 +13,9 @@ from lightning_pelt.data.bucket_sampler import ResumableLoader
 from lightning_pelt.data.simulated_readers import SimulatedReaders
 from lightning_pelt.data.stdlib_docs import collect
 
+# The documentation is collected and split many times.
+pytestmark = pytest.mark.slow
+
 KEYS = ("input_ids", "attention_mask", "labels", "profile")
 
 

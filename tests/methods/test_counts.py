@@ -217,6 +217,7 @@ COMPACTER_PAPER = {
 QUICK = ("compacter",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in COMPACTER_PAPER],

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lightning_pelt.profiles.store import ProfileStore
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of a store that does not exist yet: a file, or a schema of the server."""
     if request.param == "sqlite":

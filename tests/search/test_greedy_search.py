@@ -166,6 +166,7 @@ def test_an_interrupted_search_wants_what_it_wanted_before() -> None:
         assert [job.to_json() for job in new.replay(outcomes).wanted] == wanted[count]
 
 
+@pytest.mark.slow
 def test_outcomes_of_other_jobs_are_ignored() -> None:
     _, every = finished()
     other = {"no-job-of-this-search": Outcome(99.0)}

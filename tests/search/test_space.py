@@ -235,6 +235,7 @@ def test_the_start_tunes_about_half_of_the_blocks_with_varied_amounts() -> None:
     assert 0.1 <= stage_costs.min() < 0.2 and 0.9 < stage_costs.max() <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["start", *[k for k in CHOSEN if k != "group 4"], "group 4"])
 def test_every_random_design_meets_its_budget(name: str) -> None:
     drawn, settled = space(), {} if name == "start" else before(name)
@@ -291,6 +292,7 @@ def test_tight_budgets_always_leave_a_design(budget: int) -> None:
     assert left_out  # otherwise the budget would not be tight
 
 
+@pytest.mark.slow
 def test_options_that_rarely_fit_are_left_out_with_their_count() -> None:
     tight = space(budget=1344)
     reasons = [
@@ -319,6 +321,7 @@ def test_per_stack_groups_each_stack_separately() -> None:
     assert together.groupings["spindle"].sizes == ((2, 4, 4, 2),)
 
 
+@pytest.mark.slow
 def test_designs_of_an_encoder_decoder_reach_both_stacks_through_every_group() -> None:
     separate = space(anatomy=t5(), budget=30_000, stacks="per_stack")
     stage = asked(separate, "groups", before("groups"))

@@ -104,6 +104,7 @@ def test_every_dtype_holds_the_same_values(dtype):
     assert low.digest == exact.digest
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_digest():
     with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
         there = pool.submit(digests, RandomBank(seed=9), SMALL).result()

@@ -33,7 +33,7 @@ DEADLINE = 120.0
 JOBS = child.jobs(4)
 
 
-@pytest.fixture(params=["journal", "sqlite", "postgresql"])
+@pytest.fixture(params=["journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty storage of each kind."""
     if request.param == "journal":
@@ -423,6 +423,7 @@ def test_of_controllers_that_start_at_once_at_most_one_leads(journal: str) -> No
     assert sum(at_once(lead, ledgers)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["in", *(pytest.param(how, marks=pytest.mark.slow) for how in ("before", "after"))]
 )

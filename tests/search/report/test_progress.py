@@ -18,6 +18,9 @@ from lightning_pelt.search.report.wandb import Tracker, all_jobs
 from lightning_pelt.search.search_state import SearchState
 from lightning_pelt.search.task_settings import WandbSettings
 
+# A whole simulated search is played first.
+pytestmark = pytest.mark.slow
+
 SUBSETS = ("L", "AL", "AP", "APB", "PBL")
 Outcomes = dict[str, Outcome]
 

@@ -45,6 +45,9 @@ from lightning_pelt.search.settings import Settings
 from lightning_pelt.search.space import Stage
 from lightning_pelt.search.task_settings import FitSettings, TaskSettings
 
+# A whole simulated search is played first.
+pytestmark = pytest.mark.slow
+
 SUBSETS = ("B", "L", "P", "AL", "AP", "APB", "PBL")
 DIVERGED = "final: L, seed 1"
 
