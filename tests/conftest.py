@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -47,6 +48,16 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     yield
     os.environ.clear()
     os.environ.update(before)
+    _check_log_levels()
+
+
+def _check_log_levels() -> None:
+    """Fail a test that leaves Lightning's messages silenced; later tests read them."""
+    lightning = logging.getLogger("lightning.pytorch")
+    silenced = logging.root.manager.disable or lightning.level > logging.INFO
+    logging.disable(logging.NOTSET)
+    lightning.setLevel(logging.INFO)
+    assert not silenced, "this test leaves log messages silenced: restore the levels that it sets"
 
 
 @pytest.fixture(scope="session")

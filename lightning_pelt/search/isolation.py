@@ -22,12 +22,14 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightn
 def isolated(threads: int | None) -> Iterator[None]:
     """Restore random states, flags, the environment and log levels after the ``with`` block.
 
+    All of them belong to the process, so only one thread at a time may use this.
+
     Args:
         threads: number of CPU threads of torch during the block; None leaves it unchanged.
     """
     flags = _flags()
     environment = dict(os.environ)
-    with isolate_rng(), _quiet():
+    with isolate_rng(), quiet():
         try:
             if threads is not None:
                 torch.set_num_threads(threads)
@@ -61,8 +63,11 @@ def _set_flags(flags: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars and all log messages below ERROR, which every fit would repeat."""
+def quiet() -> Iterator[None]:
+    """Silence progress bars and all log messages below ERROR, which every fit would repeat.
+
+    Log levels belong to the process, so only one thread at a time may use this.
+    """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     verbosity = transformers.logging.get_verbosity()

@@ -26,9 +26,7 @@ final:
 from __future__ import annotations
 
 import json
-import logging
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,13 +35,13 @@ from typing import Any
 
 from adapter_per_profile import AdapterPerProfile
 from author_fits import SETUPS, Counts, SharedSettings, bank_of, fit, score, sizes
-from datasets import disable_progress_bars
 from jsonargparse import ArgumentParser
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 
 from lightning_pelt.methods import XPEFT
 from lightning_pelt.methods.xpeft import TrainedBank, save_bank
+from lightning_pelt.search.isolation import quiet
 from lightning_pelt.utils.errors import unknown
 from lightning_pelt.utils.files import write_aside
 
@@ -176,17 +174,14 @@ def main(args: Sequence[str] | None = None) -> str:
     for name in given.only:
         if name not in SETUPS:
             options.error(str(unknown("setup", name, SETUPS)))
-    disable_progress_bars()
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     folders = {"folder": given.data, "out": given.out}
     others = {field.name: given[field.name] for field in fields(SharedSettings)[2:]}
     runs = Runs(SharedSettings(**folders, **others))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in given.only}
-    for seed in given.seeds:
-        for name in given.only:
-            results[name].append(runs.result(name, seed))
+    with quiet():
+        for seed in given.seeds:
+            for name in given.only:
+                results[name].append(runs.result(name, seed))
     printed = table([row(name, found) for name, found in results.items()])
     print(printed)
     return printed
