@@ -55,7 +55,7 @@ def _check_log_levels() -> None:
     """Fail a test that leaves Lightning's messages silenced; later tests read them."""
     lightning = logging.getLogger("lightning.pytorch")
     silenced = logging.root.manager.disable or lightning.level > logging.INFO
-    logging.disable(logging.NOTSET)
+    logging.root.manager.disable = logging.NOTSET  # a test may have replaced logging.disable
     lightning.setLevel(logging.INFO)
     assert not silenced, "this test leaves log messages silenced: restore the levels that it sets"
 

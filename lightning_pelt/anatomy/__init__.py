@@ -4,7 +4,7 @@ No other package of the library reads attribute names of Hugging Face models.
 """
 
 from lightning_pelt.anatomy.discovery import examine
-from lightning_pelt.anatomy.recording import base_of
+from lightning_pelt.anatomy.dummy_inputs import base_of, tried_inputs, undisturbed
 from lightning_pelt.anatomy.sites import (
     OUTPUT,
     Anatomy,
@@ -27,4 +27,6 @@ __all__ = [
     "Stack",
     "base_of",
     "examine",
+    "tried_inputs",
+    "undisturbed",
 ]

@@ -108,7 +108,7 @@ def _by_name(recorded: RecordedModel) -> list[Attention]:
         if names is None or module not in recorded.block_of:
             continue
         calls = {role: recorded.first.get(children[getattr(names, role)]) for role in ROLES}
-        if any(call is None or not _batch_first(call) for call in calls.values()):
+        if any(call is None or not _batch_first(recorded, call) for call in calls.values()):
             continue
         fused: dict[str, Any] = names.fused(recorded.model.config) if names.fused else {}
         projections = {r: (call, fused.get(r)) for r, call in calls.items() if call is not None}
@@ -117,9 +117,9 @@ def _by_name(recorded: RecordedModel) -> list[Attention]:
     return found
 
 
-def _batch_first(call: Call) -> bool:
+def _batch_first(recorded: RecordedModel, call: Call) -> bool:
     """Whether a projection sees (B, T, d), not (T, B, d): gates pool over the second dimension."""
-    return call.output is not None and call.output.shape[0] == 1
+    return call.output is not None and call.output.shape[0] == recorded.batch
 
 
 def _following(

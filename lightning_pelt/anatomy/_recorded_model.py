@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
@@ -19,21 +21,30 @@ class RecordedModel:
         names: path of each module.
         block_of: path of the block that contains a module; modules outside the blocks are absent.
         first: first call of each module that was called.
+        batch: number of rows of the inputs.
+        words: numbers of tokens in the rows of those inputs that are integers.
 
     Raises:
         ValueError: as :func:`lightning_pelt.anatomy.recording.record`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> None:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
-        recording = record(model)
+        recording = record(model, inputs)
+        self.batch, self.words = recording.batch, recording.words
         self.calls: list[Call] = recording.calls
         self.attention_calls: list[AttentionCall] = recording.attention_calls
         self.block_of = _blocks(model)
         self.first: dict[nn.Module, Call] = {}
         for call in self.calls:
             self.first.setdefault(call.module, call)
+        self._counts = Counter(call.module for call in self.calls)
+
+    def repeats(self, module: nn.Module) -> bool:
+        """Whether a module of a block runs more often than the block."""
+        block = self.model.get_submodule(self.block_of[module])
+        return self._counts[module] > max(1, self._counts[block])
 
     def linear_calls(self, start: int = 0, stop: int | None = None) -> list[Call]:
         """The calls of linear layers among the calls ``start`` to ``stop``."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
+from lightning_pelt.anatomy._causality import is_causal
 from lightning_pelt.anatomy._projections import Attention
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy.sites import Stack
@@ -32,7 +31,7 @@ def find_stacks(recorded: RecordedModel, blocks: dict[str, list[Attention]]) -> 
     names = _names(list(lists), cross)
     stacks = []
     for path, listed in lists.items():
-        causal = _is_causal(blocks[listed[0]][0])
+        causal = any(is_causal(blocks[path][0]) for path in {listed[0], listed[-1]})
         name = "decoder" if causal and len(lists) == 1 else names[path]
         stacks.append(Stack(name, _caller(recorded, path), causal, tuple(listed)))
     return stacks
@@ -48,36 +47,21 @@ def block_positions(stacks: list[Stack]) -> dict[str, Position]:
 
 
 def _names(paths: list[str], cross: set[str]) -> dict[str, str]:
-    """A short name for each list of blocks.
+    """A short name for each list of blocks, no two the same.
 
     With cross-attention (paths ``cross``) it is encoder or decoder, otherwise the first part of the
-    path in which the lists differ.
+    path in which the lists differ, or everything from there on.
     """
     if len(paths) == 1:
         return {paths[0]: "encoder"}
-    if cross:
+    if len(paths) == 2 and len(cross) == 1:
         return {path: "decoder" if path in cross else "encoder" for path in paths}
     parts = [path.split(".") for path in paths]
     depth = next(i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1)
-    return {
-        path: part[depth].removesuffix("_model") for path, part in zip(paths, parts, strict=True)
-    }
-
-
-def _is_causal(attention: Attention) -> bool:
-    """Whether the attention's result at the first token ignores the value of the second."""
-    value = attention.projections.get("value")
-    if value is None or attention.output is None:
-        return True
-    context, projected = next(iter(attention.output.inputs.values())), value[0].output
-    if projected is None or context.dim() != 3 or projected.dim() != 3 or not context.requires_grad:
-        return True
-    if projected.shape[1] == 1:  # the family pools its tokens before the attention
-        return True
-    (gradient,) = torch.autograd.grad(
-        context[:, 0].sum(), projected, retain_graph=True, allow_unused=True
-    )
-    return gradient is None or bool((gradient[:, 1] == 0).all())
+    short = [part[depth].removesuffix("_model") for part in parts]
+    if len(set(short)) < len(short):
+        short = ["_".join(part[depth:]) for part in parts]
+    return dict(zip(paths, short, strict=True))
 
 
 def _caller(recorded: RecordedModel, path: str) -> str:

@@ -74,17 +74,20 @@ class SublayerSites:
     ) -> None:
         """Add a site of ``call``, by default with the source and shape of a linear layer."""
         d_in, d_out = shape or widths(call.module)
+        source = source or self.recorded.source(call, enclosing)
+        path = self.recorded.names[call.module]
         site = Site(
             role=role,
             stack=self.position.stack,
             block=self.position.block,
-            path=self.recorded.names[call.module],
+            path=path,
             d_in=d_in,
             d_out=d_out if channels is None else len(channels),
-            source=source or self.recorded.source(call, enclosing),
+            source=source,
             channels=channels,
             heads=heads,
             post_norm=post_norm,
+            repeated=source.path != path and self.recorded.repeats(call.module),
         )
         self.sites.append(site)
 

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+HIDDEN = -100.0  # added to a score, it leaves a weight of exp(-100); padding has -1e4 or less
+
 T = TypeVar("T")
 
 
@@ -21,9 +23,10 @@ def once(mask: Any, key: Hashable, compute: Callable[[], T]) -> T:
         return compute()
     version = mask._version if isinstance(mask, Tensor) else 0
     cache: dict[Hashable, tuple[int, T]] = vars(mask).setdefault("pelt_cache", {})
-    if key not in cache or cache[key][0] != version:
-        cache[key] = version, compute()
-    return cache[key][1]
+    found = cache.get(key)
+    if found is None or found[0] != version:
+        found = cache[key] = version, compute()
+    return found[1]
 
 
 def _may_change(mask: Any) -> bool:
@@ -34,27 +37,100 @@ def _may_change(mask: Any) -> bool:
     return mask.requires_grad or mask.is_inference() or captured
 
 
-def real_tokens(mask: Any) -> Tensor | None:
-    """Whether any query sees each key, for every kind of attention mask of transformers.
+def real_tokens(
+    mask: Any, rows: int, tokens: int, *, cached: bool = False, past: Tensor | None = None
+) -> Tensor:
+    """Which tokens any query sees, (rows, tokens) or (1, tokens), for every kind of mask.
 
-    Shapes: (B, T) or (B, 1 or heads, T or 1, T) -> (B, T). Boolean and integer masks are true where
-    a key is seen. Floating-point masks are added to the scores.
+    Boolean and integer masks are true where a key is seen. Floating-point masks are added to the
+    scores, except those of ones and zeros with a column per key.
+
+    Args:
+        mask: (B, K), (B, Q, K), (B, 1 or heads, Q, K), a flex attention ``BlockMask``; or
+            block-local, (B, blocks, L, 3 L) with or without an axis of heads: every block of L
+            tokens has columns for the block before it, itself, and the one after it. B may be 1.
+        rows: size of the batch.
+        tokens: of each row.
+        cached: whether columns in front of theirs belong to tokens in a cache.
+        past: number of tokens in the cache, (), if there are columns for tokens to come as well.
+
+    Raises:
+        ValueError: the mask has another shape.
     """
-    if mask is None:
-        return None
-    if isinstance(mask, Tensor) and mask.dim() == 2:
+    if not isinstance(mask, Tensor):
+        mask = _dense(mask)
+    shape = mask.shape
+    if mask.dim() not in (2, 3, 4, 5) or shape[0] not in (1, rows) or not mask.numel():
+        raise unreadable(mask, rows, tokens)
+    if mask.dim() == 5:
+        return _real_in_blocks(mask, rows, tokens)
+    if mask.dim() == 4 and not cached and shape[-2] > 1 and _fits(shape, 1, tokens):
+        return _real_in_blocks(mask[:, :, None], rows, tokens)
+    if shape[-1] < tokens or (shape[-1] > tokens and not cached):
+        raise unreadable(mask, rows, tokens)
+    seen = _seen_columns(mask) if mask.dim() == 2 else _seen_keys(mask)
+    return _current(seen, tokens, past)
+
+
+def unreadable(mask: Any, rows: int, tokens: int) -> ValueError:
+    """The error for a mask that does not belong to (rows, tokens)."""
+    return ValueError(
+        f"a gate pools over {rows} x {tokens} tokens and cannot tell from the attention mask of "
+        f"shape {tuple(mask.shape)} which of them are padding: use Gate(pool='token'), or "
+        "Gate(pool='all') to count padding too"
+    )
+
+
+def _current(seen: Tensor, tokens: int, past: Tensor | None) -> Tensor:
+    """The columns of the current tokens. In cached decoding, others belong to past ones."""
+    further = seen.shape[1] - tokens
+    if past is None or further == 0:
+        return seen[:, further:]
+    start = past.clamp(max=further)  # a sliding window has fewer columns than tokens
+    return seen.index_select(1, start + torch.arange(tokens, device=seen.device))
+
+
+def _seen(mask: Tensor) -> Tensor:
+    return mask > HIDDEN if mask.is_floating_point() else mask.bool()
+
+
+def _seen_keys(mask: Tensor) -> Tensor:
+    """(B, ..., K) -> (B, K)."""
+    return _seen(mask).flatten(1, -2).any(1)
+
+
+def _seen_columns(mask: Tensor) -> Tensor:
+    """(B, K), one column per key. Floats are ones and zeros, or added to the scores."""
+    if not mask.is_floating_point():
         return mask.bool()
-    return once(mask, "real", lambda: _seen_keys(mask))
+    # A mask that is added has no ones: Longformer's has zeros, -1e4, and 1e4 for global tokens.
+    factors = (mask.amax() == 1) & (mask.amin() >= 0)
+    return torch.where(factors, mask > 0, _seen(mask))
 
 
-def _seen_keys(mask: Any) -> Tensor:
-    if not isinstance(mask, Tensor):  # flex attention's BlockMask
-        from torch.nn.attention.flex_attention import create_mask
+def _dense(mask: Any) -> Tensor:
+    """Flex attention's BlockMask as booleans (B, heads, Q, K)."""
+    from torch.nn.attention.flex_attention import create_mask
 
-        queries, keys = mask.seq_lengths
-        mask = create_mask(
-            mask.mask_mod, mask.shape[0], None, queries, keys, mask.kv_indices.device
-        )
-    if mask.is_floating_point():
-        mask = mask > torch.finfo(mask.dtype).min / 2
-    return mask.bool().flatten(1, -2).any(1)
+    queries, keys = mask.seq_lengths
+    return create_mask(mask.mask_mod, mask.shape[0], None, queries, keys, mask.kv_indices.device)
+
+
+def _fits(shape: torch.Size, axis: int, tokens: int) -> bool:
+    """Whether ``axis`` counts blocks that hold ``tokens``, each with columns for its neighbours."""
+    length = shape[-2]
+    return shape[-1] == 3 * length and shape[axis] == -(-tokens // length)
+
+
+def _real_in_blocks(mask: Tensor, rows: int, tokens: int) -> Tensor:
+    """Block-local, (B, heads, blocks, L, 3 L) or (B, blocks, heads, L, 3 L) -> (B, tokens)."""
+    second, first = _fits(mask.shape, 2, tokens), _fits(mask.shape, 1, tokens)
+    if not (first or second):
+        raise unreadable(mask, rows, tokens)
+    length = mask.shape[-2]
+    own = _seen(mask[..., length : 2 * length]).any(-2)  # (B, heads, blocks, L)
+    if first and second:  # as many heads as blocks: all heads see the same
+        real = torch.where((own == own[:, :1]).all(), own.any(1), own.any(2))
+    else:
+        real = own.any(1 if second else 2)
+    return real.flatten(1)[:, :tokens]

@@ -11,6 +11,7 @@ import inspect
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from lightning_pelt.anatomy._layer_sites import block_sites, norm_and_outer_sites
@@ -18,16 +19,21 @@ from lightning_pelt.anatomy._projections import Attention, find_attentions
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._stacks import Position, block_positions, find_stacks
 from lightning_pelt.anatomy._sublayer_sites import SublayerSites
-from lightning_pelt.anatomy.recording import base_of
+from lightning_pelt.anatomy.dummy_inputs import base_of
 from lightning_pelt.anatomy.sites import Anatomy, MaskArgument, Site
 
 
 @torch.enable_grad()
-def examine(model: PreTrainedModel) -> Anatomy:
-    """Find the stacks, blocks and sites of a Hugging Face model by one dummy forward.
+def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> Anatomy:
+    """Find the stacks, blocks and sites of a Hugging Face model by one forward.
+
+    Args:
+        model: is left as it was.
+        inputs: keyword arguments of ``model``; by default the smallest ones of its base: a few
+            words, an image, or a short sound.
 
     Raises:
-        ValueError: no block has an attention, or the model does not run on a dummy input.
+        ValueError: no block has an attention, or the model does not run on the inputs.
 
     Example:
         >>> from lightning_pelt.testing import tiny_bert
@@ -35,7 +41,7 @@ def examine(model: PreTrainedModel) -> Anatomy:
         >>> [site.label for site in anatomy.sites if site.block == 0]  # doctest: +ELLIPSIS
         ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
     """
-    recorded = RecordedModel(model)
+    recorded = RecordedModel(model, inputs)
     blocks: dict[str, list[Attention]] = {}
     for attention in find_attentions(recorded):
         blocks.setdefault(recorded.block_of[attention.module], []).append(attention)
@@ -53,12 +59,14 @@ def examine(model: PreTrainedModel) -> Anatomy:
         *norm_and_outer_sites(recorded, positions),
         *block_sites(recorded, positions),
     ]
+    masks, unread = _masks(recorded, sublayers)
     return Anatomy(
         model_type=model.config.model_type,
         width=next(site.d_out for site in sites if site.role.endswith("attention")),
         stacks=tuple(stacks),
         sites=tuple(sites),
-        masks=_masks(model, sublayers),
+        masks=masks,
+        unread=unread,
         parameters=_backbone_size(model),
     )
 
@@ -79,22 +87,37 @@ def _sublayer_sites(
     return [replace(s, post_norm=None) if (s.stack, s.role) in pre_norm else s for s in sites]
 
 
-def _masks(model: PreTrainedModel, sites: list[Site]) -> dict[tuple[str, int, str], MaskArgument]:
-    """The mask argument of every attention that has one."""
-    masks = {}
+def _masks(
+    recorded: RecordedModel, sites: list[Site]
+) -> tuple[dict[tuple[str, int, str], MaskArgument], frozenset[str]]:
+    """The mask argument of every attention that has one, and the stacks that hide theirs.
+
+    Where an attention sees windows as rows (Swin), the mask is of windows, and nothing is padded.
+    """
+    masks, unread = {}, set()
     for site in sites:
-        if site.role in ("attention", "cross_attention") and site.block is not None:
-            mask = _mask_argument(model, site.path)
-            if mask is not None:
-                masks[site.stack, site.block, site.role] = mask
-    return masks
+        if site.role not in ("attention", "cross_attention") or site.block is None:
+            continue
+        read = recorded.tensor(site.source)
+        windows = read.dim() == 3 and len(read) != recorded.batch
+        mask = None if windows else _mask_argument(recorded, site.path)
+        if mask is not None:
+            masks[site.stack, site.block, site.role] = mask
+        elif not windows and read.dim() == 3 and read.shape[1] in recorded.words:
+            unread.add(site.stack)
+    return masks, frozenset(unread)
 
 
-def _mask_argument(model: PreTrainedModel, path: str) -> MaskArgument | None:
+def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:
     """Which argument of the attention module at ``path`` is its mask."""
-    names = list(inspect.signature(model.get_submodule(path).forward).parameters)
-    name = next((n for n in ("attention_mask", "mask", "attn_mask") if n in names), None)
-    return None if name is None else MaskArgument(path, name, names.index(name))
+    module = recorded.model.get_submodule(path)
+    names = list(inspect.signature(module.forward).parameters)
+    for name in ("attention_mask", "mask", "attn_mask"):
+        if name in names:
+            return MaskArgument(path, name, names.index(name))
+        if name in recorded.first[module].keywords:  # one of **kwargs
+            return MaskArgument(path, name, len(names))
+    return None
 
 
 def _backbone_size(model: PreTrainedModel) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +13,19 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightning_pelt.anatomy.dummy_inputs import base_of, dummy_inputs, on, rows_of, undisturbed
+
+INTERFACE = threading.RLock()  # held while AttentionInterface.get_interface is replaced
+
 
 @dataclass
 class Call:
-    """One call of a module: its tensor arguments, and its (first) output tensor."""
+    """One call of a module: its tensor arguments, its (first) output tensor, all keywords."""
 
     module: nn.Module
     inputs: dict[int | str, Tensor]
     output: Tensor | None = None
+    keywords: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -36,8 +41,15 @@ class AttentionCall:
 
 @dataclass
 class Recording:
-    """The calls of one forward, in the order in which they start."""
+    """The calls of one forward, in the order in which they start.
 
+    Attributes:
+        batch: number of rows of the inputs.
+        words: numbers of tokens in the rows of those inputs that are integers.
+    """
+
+    batch: int = 1
+    words: frozenset[int] = frozenset()
     calls: list[Call] = field(default_factory=list)
     attention_calls: list[AttentionCall] = field(default_factory=list)
 
@@ -63,86 +75,54 @@ def first_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
-def base_of(model: PreTrainedModel) -> Any:
-    """``model`` without its head.
+def record(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> Recording:
+    """Run ``model``'s base once without dropout, and record every call.
 
-    Where ``model.base_model`` holds only the blocks, without the embeddings, it is ``model``.
-
-    Example:
-        >>> from lightning_pelt.testing import tiny_bert
-        >>> type(base_of(tiny_bert())).__name__
-        'BertModel'
-    """
-    base = model.base_model
-    accepted = inspect.signature(base.forward).parameters
-    return base if getattr(base, "main_input_name", None) in accepted else model
-
-
-def dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The smallest inputs that run ``model``: five tokens, an image, or a quarter second of sound.
-
-    The values are drawn from a fixed seed.
-    """
-    accepted = inspect.signature(model.forward).parameters
-    device, dtype = model.device, model.dtype
-    generator = torch.Generator().manual_seed(0)
-    config = model.config
-    vision = getattr(config, "vision_config", config)
-    inputs: dict[str, Tensor] = {}
-    if "pixel_values" in accepted:
-        size = vision.image_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        image = (1, getattr(vision, "num_channels", 3), height, width)
-        inputs["pixel_values"] = torch.randn(image, generator=generator, device="cpu")
-    if "input_features" in accepted:
-        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
-        inputs["input_features"] = torch.randn(shape, generator=generator, device="cpu")
-    if "input_values" in accepted:
-        inputs["input_values"] = torch.randn((1, 4000), generator=generator, device="cpu")
-    inputs = {name: tensor.to(device, dtype) for name, tensor in inputs.items()}
-    tokens = torch.arange(3, 8, device=device)[None]
-    if "input_ids" in accepted or not inputs:
-        inputs["input_ids"] = tokens
-    if "decoder_input_ids" in accepted:
-        inputs["decoder_input_ids"] = tokens[:, :4].contiguous()
-    return inputs
-
-
-def record(model: PreTrainedModel) -> Recording:
-    """Run ``model``'s base once on dummy inputs, without dropout, and record every call.
-
-    The global random state and the model's mode and gradients do not change.
+    Args:
+        model: is left as it was, as are the global random state and all gradients.
+        inputs: keyword arguments of ``model``; None for the smallest ones of its base.
 
     Raises:
-        ValueError: the model does not run on the dummy inputs.
+        ValueError: the model does not run on the inputs.
     """
     base = base_of(model)
+    runner, given = (base, dummy_inputs(base)) if inputs is None else (model, on(model, inputs))
     recorder = _Recorder(base.device)
-    modes = {module: module.training for module in base.modules()}
     handles = []
     for module in base.modules():
         handles.append(module.register_forward_pre_hook(recorder.start, with_kwargs=True))
         handles.append(module.register_forward_hook(recorder.end, with_kwargs=True))
-    base.eval()
     try:
-        # Trainers run configure_model with another default device.
-        with (
-            torch.enable_grad(),
-            torch.device(base.device),
-            _attention_interface_calls(recorder.attention),
-        ):
-            base(**dummy_inputs(base))
+        with torch.enable_grad(), undisturbed(model), _attention_calls(recorder.attention):
+            before = dict(base.named_modules())
+            runner(**given)
+            _refuse_replaced(base, before)
     except Exception as error:
+        kind = "a dummy input" if inputs is None else "the example inputs"
+        remedy = "Give it inputs that it runs on, attach(..., example_inputs={...}), or attach"
         raise ValueError(
-            f"{type(base).__name__} cannot be examined: it failed on a dummy input with "
-            f"{type(error).__name__}: {error}. Attach to the transformer inside it, by its path."
+            f"{type(runner).__name__} cannot be examined: it failed on {kind} with "
+            f"{type(error).__name__}: {error}. {remedy} to the transformer inside it, by its path."
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    recorder.recording.batch = rows_of(given)
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    recorder.recording.words = frozenset(
+        value.shape[1] for value in tensors if value.dim() == 2 and not value.is_floating_point()
+    )
     return recorder.recording
+
+
+def _refuse_replaced(base: nn.Module, before: dict[str, nn.Module]) -> None:
+    now = dict(base.named_modules())
+    path = next((path for path in before if now.get(path) is not before[path]), None)
+    if path is not None:
+        raise RuntimeError(
+            f"a forward replaces {path} and all that is attached there (BigBird does so at "
+            "short inputs unless attention_type='original_full')"
+        )
 
 
 class _Recorder:
@@ -156,7 +136,7 @@ class _Recorder:
     def start(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Before a module's forward."""
         tensors = {k: v for k, v in (*enumerate(args), *kwargs.items()) if isinstance(v, Tensor)}
-        call = Call(module, tensors)
+        call = Call(module, tensors, keywords=frozenset(kwargs))
         self.recording.calls.append(call)
         self._running.append(call)
 
@@ -176,8 +156,13 @@ class _Recorder:
 
 
 @contextmanager
-def _attention_interface_calls(callback: Callable[..., None]) -> Iterator[None]:
+def _attention_calls(callback: Callable[..., None]) -> Iterator[None]:
     """Call ``callback`` before each attention function of transformers' attention interface."""
+    with INTERFACE:
+        yield from _observed(callback)
+
+
+def _observed(callback: Callable[..., None]) -> Iterator[None]:
     original = AttentionInterface.get_interface
 
     def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:

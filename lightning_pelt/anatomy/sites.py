@@ -125,6 +125,7 @@ class Site:
         channels: output channels of a fused projection that belong to the site; None is all.
         heads: only of attentions on transformers' attention interface.
         post_norm: only of the last site of a post-norm sublayer.
+        repeated: whether the module also runs on other tensors than ``source`` in one forward.
 
     Example:
         >>> from lightning_pelt.anatomy import examine
@@ -146,6 +147,7 @@ class Site:
     channels: tuple[int, ...] | None = None
     heads: AttentionHeads | None = None
     post_norm: PostNorm | None = None
+    repeated: bool = False
 
     @property
     def is_linear(self) -> bool:
@@ -203,6 +205,7 @@ class Anatomy:
         stacks: in the order in which they run.
         sites: in network order.
         masks: by stack, block, and ``attention`` or ``cross_attention``.
+        unread: names of the stacks over words whose attentions take no mask of a known name.
         parameters: size of the backbone: tied parameters count once, a new head does not count.
 
     Example:
@@ -220,6 +223,7 @@ class Anatomy:
     stacks: tuple[Stack, ...]
     sites: tuple[Site, ...]
     masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
+    unread: frozenset[str] = frozenset()
     parameters: int = 0
 
     @property

@@ -1,10 +1,17 @@
 """Changes models: attaches plans, saves and loads what is attached, merges it, and detaches."""
 
-from lightning_pelt.attach.adapter_files import load_adapters, save_adapters
+from lightning_pelt.attach.adapter_files import load_adapters
 from lightning_pelt.attach.attach import attach, detach, find_model
-from lightning_pelt.attach.attachment import NORM, Attachment, attachment_of, find_attachment
+from lightning_pelt.attach.attachment import (
+    NORM,
+    Attachment,
+    attachment_of,
+    find_attachment,
+    find_attachments,
+)
 from lightning_pelt.attach.builder import CHILD, MethodCount
 from lightning_pelt.attach.merging import merge
+from lightning_pelt.attach.saving import save_adapters
 
 __all__ = [
     "CHILD",
@@ -15,6 +22,7 @@ __all__ = [
     "attachment_of",
     "detach",
     "find_attachment",
+    "find_attachments",
     "find_model",
     "load_adapters",
     "merge",

@@ -6,34 +6,55 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import examine
 from lightning_pelt.attach import state_dict_hooks
 from lightning_pelt.attach.attachment import ATTACHMENT, NORM, Attachment, find_attachment
-from lightning_pelt.attach.builder import Builder, MethodCount
-from lightning_pelt.attach.freezing import freeze, inside
+from lightning_pelt.attach.base_samples import BaseSamples
+from lightning_pelt.attach.builder import CHILD, Builder, MethodCount
+from lightning_pelt.attach.fingerprint import fingerprint
+from lightning_pelt.attach.freezing import freeze, head_names, inside, named_tensors
+from lightning_pelt.attach.half_precision import keep_in_fp32
+from lightning_pelt.attach.names import plain, tensor_names
+from lightning_pelt.attach.saving import SavePretrained
+from lightning_pelt.attach.trial import build_and_try
 from lightning_pelt.plans.plan import Plan
+from lightning_pelt.plans.require import require_plan
 
 
 def find_model(module: nn.Module, path: str | None = None) -> PreTrainedModel:
     """The outermost Hugging Face model inside ``module``, or the one at ``path``.
 
     Raises:
-        ValueError: there is no such model, or there are several and ``path`` is None.
+        ValueError: ``module`` is not a module, there is no such model, or there are several and
+            ``path`` is None.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"model is {module!r}, expected a Hugging Face model or a module that holds one: load "
+            "it first, e.g. AutoModelForSequenceClassification.from_pretrained(name)"
+        )
     models = {n: m for n, m in module.named_modules() if isinstance(m, PreTrainedModel)}
     outermost = [n for n in models if not any(n != o and inside(n, o) for o in models)]
     listed = ", ".join(name or "(the module itself)" for name in outermost) or "none"
     if path is not None:
-        if path not in models:
-            raise ValueError(f"there is no Hugging Face model at {path!r}: there is {listed}")
-        return models[path]
+        wanted = plain(f"{path}.")
+        for name, model in models.items():
+            if plain(f"{name}.") == wanted:  # compiled or not
+                return model
+        raise ValueError(f"there is no Hugging Face model at {path!r}: there is {listed}")
+    if not models:
+        raise ValueError(
+            f"{type(module).__name__} holds no Hugging Face model (transformers.PreTrainedModel): "
+            "assign one to an attribute in __init__, setup or configure_model. A list or a dict of "
+            "models has to be an nn.ModuleList or nn.ModuleDict"
+        )
     if len(outermost) != 1:
         raise ValueError(
             f"{type(module).__name__} holds {len(outermost)} Hugging Face models ({listed}), and "
-            "one is needed: name it, e.g. PELTCallback(plan, path='encoder')"
+            f"one is needed: name it, e.g. PELTCallback(plan, path={outermost[0]!r})"
         )
     return models[outermost[0]]
 
@@ -45,6 +66,7 @@ def attach(
     seed: int = 0,
     path: str | None = None,
     head: Sequence[str] | None = None,
+    example_inputs: dict[str, Tensor] | None = None,
 ) -> Attachment:
     """Freeze a Hugging Face model and attach the submodules of ``plan`` to it.
 
@@ -59,10 +81,14 @@ def attach(
             run get the same weights.
         path: of the model inside ``model``, if there are several.
         head: paths of modules of the Hugging Face model that are trained as its head. By default
-            everything outside the base, except a pretrained vocabulary projection.
+            everything outside the base, except a pretrained vocabulary projection, and everything
+            that came from no pretrained file.
+        example_inputs: keyword arguments of the Hugging Face model, such as a small batch, for
+            models that need other inputs than a few words, an image or a short sound.
 
     Raises:
-        ValueError: the plan does not fit the model, or another plan is attached.
+        ValueError: the plan does not fit the model, the model with it fails on the example inputs,
+            or another plan is attached. The model is then as it was.
 
     Example:
         >>> from lightning_pelt import UniPELT, attach, detach
@@ -73,24 +99,30 @@ def attach(
         ['adapter', 'lora', 'prefix']
         >>> detach(model)
     """
-    model = find_model(model, path)
+    plan = require_plan(plan)
+    outer, model = model, find_model(model, path)
     attached: Attachment | None = model.__dict__.get(ATTACHMENT)
     if attached is not None:
         if attached.plan == plan:
+            _refuse_other_head(attached, head)
+            _match_names_in(outer, attached)
             return attached
         raise ValueError(
             f"the model has another plan already: {attached.plan}, expected {plan}. Call "
             "`detach(model)` first, or put both into one Plan."
         )
-    anatomy = examine(model)
+    anatomy = examine(model, example_inputs)
     placed = plan.place(anatomy)
     frozen = freeze(model, plan, anatomy, head)
-    base = frozenset() if plan.train_base else frozenset(model.state_dict())
-    base -= frozen.head | frozen.norms
+    base = frozenset() if plan.train_base else frozenset(_names(model)) - frozen.saved
+    tensors = {name: t for name, t in named_tensors(model).items() if name in base}
+    frozen.samples = BaseSamples.of(tensors)
     try:
         # Built on the CPU, by its generator: torch.manual_seed would seed those of all devices.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            built = Builder(model, anatomy, seed).build(placed)
+            built = build_and_try(
+                model, lambda: Builder(model, anatomy, seed).build(placed), example_inputs
+            )
     except BaseException:
         frozen.restore(model)
         raise
@@ -102,18 +134,59 @@ def attach(
         built.submodules,
         built.gates,
         norm | built.counts,
-        owned=frozenset(model.state_dict()) - base,
+        attached=frozenset(_names(model)) - base,
         base=base,
         frozen=frozen,
         undo=built.undo,
+        fingerprint=fingerprint(model.config, tensors),
     )
-    for name, value in (
-        (ATTACHMENT, attachment),
-        ("save_pretrained", state_dict_hooks.refuse_save_pretrained),
-    ):
-        built.undo.append(_Attribute(model, name, value))
-    built.undo += state_dict_hooks.install(model)
+    _install(attachment)
+    _match_names_in(outer, attachment)
     return attachment
+
+
+def _refuse_other_head(attached: Attachment, head: Sequence[str] | None) -> None:
+    """Raise if other modules are to be trained as the head than those that are.
+
+    Raises:
+        ValueError: the message names both heads.
+    """
+    if head is None:
+        return
+    names = {plain(name) for name in head_names(attached.model, head)}
+    asked = {name for name in names if CHILD not in name.split(".")}
+    if asked != {plain(name) for name in attached.head}:
+        raise ValueError(
+            f"the model is attached with the head {sorted(attached.head)}, and head={list(head)} "
+            f"is {sorted(asked)}. Call `detach(model)` first"
+        )
+
+
+def _match_names_in(outer: nn.Module, attachment: Attachment) -> None:
+    known = [c.outer for c in attachment.undo if isinstance(c, state_dict_hooks.Matching)]
+    if not any(module is outer for module in [attachment.model, *known]):
+        attachment.undo.append(state_dict_hooks.Matching(outer))
+
+
+def _install(attachment: Attachment) -> None:
+    """Make the model know its attachment, and save and compute with it."""
+    model, undo = attachment.model, attachment.undo
+    for name, value in ((ATTACHMENT, attachment), ("save_pretrained", SavePretrained(model))):
+        undo.append(_Attribute(model, name, value))
+    undo += state_dict_hooks.install(model)
+    own = [n for n, p in model.named_parameters() if p.requires_grad and CHILD not in n.split(".")]
+    undo += keep_in_fp32(model, own)
+    try:
+        state_dict_hooks.refuse_unsaved(model, attachment.owned)
+    except ValueError:
+        attachment.detach()
+        raise
+
+
+def _names(model: nn.Module) -> set[str]:
+    """The names of everything that a state dict of ``model`` may hold, without wrappers."""
+    names = {*model.state_dict(), *tensor_names(model)}
+    return {plain(name) for name in names}
 
 
 def detach(model: nn.Module) -> None:

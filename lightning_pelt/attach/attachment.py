@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.attach.builder import MethodCount
-from lightning_pelt.attach.freezing import Frozen
-from lightning_pelt.attach.state_dict_hooks import plain
+from lightning_pelt.attach.freezing import Frozen, named_parameters, named_tensors
+from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.plans.plan import Plan
@@ -31,10 +33,12 @@ class Attachment:
         submodules: what was built, by method.
         gates: every gate by name, ``07/lora.query``.
         counts: numbers of parameters by method.
-        owned: state-dict names of submodules, gates, head and trained norms.
+        attached: state-dict names of submodules, gates, head, trained norms, and what else of the
+            model came from no file or moves in training.
         base: state-dict names of the frozen base.
         frozen: what was frozen, and how it was before.
         undo: what takes hooks and submodules off.
+        fingerprint: of the frozen base, see :mod:`lightning_pelt.attach.fingerprint`.
 
     Example:
         >>> from lightning_pelt import LoRA, Plan, attach
@@ -50,10 +54,32 @@ class Attachment:
     submodules: dict[str, list[Submodule]]
     gates: dict[str, GateView]
     counts: dict[str, MethodCount]
-    owned: frozenset[str]
+    attached: frozenset[str]
     base: frozenset[str]
     frozen: Frozen
-    undo: Sequence[Removable]
+    undo: list[Removable]
+    fingerprint: dict[str, Any]
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """State-dict names of all that is not the frozen base, modules added later included."""
+        added = {plain(name) for name in tensor_names(self.model)} - self.base
+        return self.attached | added
+
+    @property
+    def trained_base(self) -> frozenset[str]:
+        """Names of tensors of the base that are trained although the plan does not train them.
+
+        They were unfrozen after attaching, changed in another way, or loaded from such a run.
+        """
+        tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.base}
+        unfrozen = {name for name, tensor in tensors.items() if tensor.requires_grad}
+        loaded = self.frozen.values_before.keys() & self.base
+        return frozenset(unfrozen | loaded | self.frozen.samples.changed(tensors))
+
+    def remember(self, names: Iterable[str]) -> None:
+        """Record tensors of the base that are about to change; ``detach`` restores them."""
+        self.frozen.remember(self.model, names)
 
     @property
     def head(self) -> frozenset[str]:
@@ -97,7 +123,7 @@ class Attachment:
         gates = [p for view in self.gates.values() for p in view.parameters()]
         groups["gate"] = list(dict.fromkeys(gates))
         # By name: FSDP2 replaces parameters, and so does a move to another dtype.
-        named = [(plain(n), p) for n, p in self.model.named_parameters()]
+        named = [*named_parameters(self.model).items()]
         groups[NORM] = [parameter for name, parameter in named if name in self.norms]
         groups["head"] = [parameter for name, parameter in named if name in self.head]
         if self.plan.train_base:
@@ -113,8 +139,9 @@ class Attachment:
         self.model.train(base_dropout or self.plan.train_base)
         for module in self.all_submodules:
             module.train()
-        for name in self.head:
-            self.model.get_submodule(name.rpartition(".")[0]).train()
+        for path, module in self.model.named_modules():
+            if any(plain(f"{path}.{name}") in self.head for name in module._parameters):
+                module.train()
 
     def detach(self, *, keep_norms: bool = False) -> None:
         """Remove hooks and submodules, and unfreeze the base.
@@ -122,9 +149,22 @@ class Attachment:
         Args:
             keep_norms: leave trained norms as they are, rather than restore them.
         """
+        if not keep_norms:
+            self._warn_of_changes()
         for change in self.undo:
             change.remove()
-        self.frozen.restore(self.model, norms=not keep_norms)
+        self.frozen.restore(self.model, values=not keep_norms)
+
+    def _warn_of_changes(self) -> None:
+        """Name what was unfrozen and trained after attaching: its first values are not known."""
+        tensors = named_tensors(self.model)
+        lost = sorted(self.frozen.samples.changed(tensors) - self.frozen.values_before.keys())
+        if lost:
+            warnings.warn(
+                f"{len(lost)} tensors of the base have changed since the plan was attached, such "
+                f"as {lost[0]}. detach cannot restore them: load the backbone again",
+                stacklevel=3,
+            )
 
     def __repr__(self) -> str:
         trained = sum(count.trained + count.gates for count in self.counts.values())
@@ -146,8 +186,14 @@ def attachment_of(model: nn.Module) -> Attachment:
 
 
 def find_attachment(module: nn.Module) -> Attachment | None:
-    """The attachment of the model inside ``module``, if there is one."""
-    for child in module.modules():
-        if ATTACHMENT in child.__dict__:
-            return child.__dict__[ATTACHMENT]
-    return None
+    """The attachment of the first model inside ``module`` that has one."""
+    return next(iter(find_attachments(module).values()), None)
+
+
+def find_attachments(module: nn.Module) -> dict[str, Attachment]:
+    """The attachments of all models inside ``module``, by the models' paths."""
+    return {
+        path: child.__dict__[ATTACHMENT]
+        for path, child in module.named_modules()
+        if ATTACHMENT in child.__dict__
+    }

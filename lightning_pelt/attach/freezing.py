@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy, base_of
+from lightning_pelt.attach.base_samples import BaseSamples
+from lightning_pelt.attach.names import plain
+from lightning_pelt.attach.provenance import new_parameters, resized_embeddings
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.errors import unknown
 
@@ -20,32 +25,68 @@ class Frozen:
 
     Attributes:
         head, norms: names of the parameters of the head, and of the norms that the plan trains.
+        kept: names of further tensors that checkpoints hold: statistics that move in training,
+            buffers of the head, and parameters that came from no file.
+        particular: names of tensors in ``head`` and ``kept`` that the same plan may not have on
+            another copy of the model: they were named as head, or its file had them.
         head_size, backbone_size, norm_size: numbers of parameters.
         trained_before: whether each parameter required a gradient before, by name.
-        norms_before: the trained norms as they were, by name.
+        values_before: tensors of the base as they were before training or loading changed them.
+        samples: of the base, which show changes of which nothing else is recorded.
     """
 
     head: frozenset[str]
     norms: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    particular: frozenset[str] = frozenset()
     head_size: int = 0
     backbone_size: int = 0
     norm_size: int = 0
     trained_before: dict[str, bool] = field(default_factory=dict)
-    norms_before: dict[str, Tensor] = field(default_factory=dict)
+    values_before: dict[str, Tensor] = field(default_factory=dict)
+    samples: BaseSamples = field(default_factory=BaseSamples)
 
-    def restore(self, model: PreTrainedModel, *, norms: bool = True) -> None:
-        """Unfreeze what was frozen, and restore the norms, or keep what they have learned."""
+    @property
+    def saved(self) -> frozenset[str]:
+        """Names of the tensors of the model itself that checkpoints hold."""
+        return self.head | self.norms | self.kept
+
+    def remember(self, model: PreTrainedModel, names: Iterable[str]) -> None:
+        """Record tensors of the base that are about to change, so that they can be restored."""
+        chosen = set(names) - self.values_before.keys()
+        for name, tensor in named_tensors(model).items():
+            if name in chosen:
+                self.values_before[name] = tensor.detach().clone()
+
+    def restore(self, model: PreTrainedModel, *, values: bool = True) -> None:
+        """Unfreeze what was frozen, and restore the recorded values unless they are to stay."""
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self.trained_before.get(name, True))
-            if norms and name in self.norms_before:
-                with torch.no_grad():
-                    parameter.copy_(self.norms_before[name])
+            parameter.requires_grad_(self.trained_before.get(plain(name), True))
+        if values:
+            with torch.no_grad():
+                for name, tensor in named_tensors(model).items():
+                    if name in self.values_before:
+                        tensor.copy_(self.values_before[name])
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names, without the parts that wrappers insert."""
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {plain(name): tensor for name, tensor in named}
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Each parameter by its first name, without the parts that wrappers insert."""
+    return {plain(name): parameter for name, parameter in model.named_parameters()}
 
 
 def freeze(
     model: PreTrainedModel, plan: Plan, anatomy: Anatomy, head: Sequence[str] | None
 ) -> Frozen:
-    """Freeze the base of ``model``. A new head stays trainable.
+    """Freeze the base of ``model``. What is new in it stays trainable.
 
     Args:
         model: is changed in place.
@@ -56,14 +97,22 @@ def freeze(
     Raises:
         ValueError: a path of ``head`` does not exist.
     """
-    frozen = Frozen(head_names(model, head))
-    frozen.trained_before = {n: p.requires_grad for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
+    new, default = new_parameters(model, anatomy), head_names(model, None)
+    frozen = Frozen(default | new if head is None else head_names(model, head))
+    frozen.trained_before = {n: p.requires_grad for n, p in named_parameters(model).items()}
+    for name, parameter in named_parameters(model).items():
         in_head = name in frozen.head
         parameter.requires_grad_(plan.train_base or in_head)
         frozen.head_size += parameter.numel() if in_head else 0
         frozen.backbone_size += 0 if in_head else parameter.numel()
-    if plan.norms and not plan.train_base:
+    if plan.train_base:
+        return frozen
+    statistics = _moving_statistics(model)
+    rows = _new_rows(model, frozen.head)
+    frozen.kept = (new - frozen.head) | statistics | _head_buffers(model, frozen.head) | rows
+    frozen.particular = ((frozen.head | new) - default) | rows
+    frozen.remember(model, statistics)
+    if plan.norms:
         _train_norms(model, anatomy, frozen)
     return frozen
 
@@ -74,11 +123,11 @@ def head_names(model: PreTrainedModel, paths: Sequence[str] | None) -> frozenset
     Raises:
         ValueError: a path does not exist.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = {plain(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     if paths is not None:
-        modules = dict(model.named_modules())
+        modules = {plain(f"{name}.") for name, _ in model.named_modules()}
         for path in paths:
-            if path not in modules:
+            if f"{path}." not in modules:
                 raise unknown("head", path, [name for name, _ in model.named_children()])
         chosen = {named[name] for name in named if any(inside(name, path) for path in paths)}
         return frozenset(name for name, parameter in named.items() if parameter in chosen)
@@ -95,10 +144,49 @@ def inside(name: str, other: str) -> bool:
 
 def _train_norms(model: PreTrainedModel, anatomy: Anatomy, frozen: Frozen) -> None:
     """Unfreeze the norms of the base, and record their values."""
-    paths = {site.path for site in anatomy.sites if site.role == "norm"}
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[0] in paths and name not in frozen.head:
-            parameter.requires_grad_(True)
-            frozen.norms_before[name] = parameter.detach().clone()
-    frozen.norms = frozenset(frozen.norms_before)
-    frozen.norm_size = sum(norm.numel() for norm in frozen.norms_before.values())
+    paths = {plain(site.path) for site in anatomy.sites if site.role == "norm"}
+    norms = {
+        name: parameter
+        for name, parameter in named_parameters(model).items()
+        if name.rpartition(".")[0] in paths and name not in frozen.head
+    }
+    for parameter in norms.values():
+        parameter.requires_grad_(True)
+    frozen.norms = frozenset(norms)
+    frozen.norm_size = sum(norm.numel() for norm in norms.values())
+    frozen.remember(model, norms)
+
+
+def _moving_statistics(model: nn.Module) -> frozenset[str]:
+    """Names of the buffers that batch and instance norms change in training."""
+    return frozenset(
+        plain(f"{path}.{name}" if path else name)
+        for path, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+        for name, _ in module.named_buffers(recurse=False)
+    )
+
+
+def _head_buffers(model: nn.Module, head: frozenset[str]) -> frozenset[str]:
+    """Names of the persistent buffers of the modules that hold parameters of the head."""
+    paths = {name.rpartition(".")[0] for name in head}
+    return frozenset(
+        plain(f"{path}.{name}")
+        for path, module in model.named_modules()
+        if path and plain(f"{path}.").rstrip(".") in paths
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    )
+
+
+def _new_rows(model: PreTrainedModel, head: frozenset[str]) -> frozenset[str]:
+    """Names of frozen embeddings that hold rows of new tokens, with a warning."""
+    resized = {n: count for n, count in resized_embeddings(model).items() if n not in head}
+    for name, count in list(resized.items())[:1]:
+        path = name.rpartition(".")[0]
+        warnings.warn(
+            f"{name} has {count} rows of new tokens, which came from no file. It is saved with the "
+            f"adapters, and it stays frozen: name it in head=[..., {path!r}] to train it",
+            stacklevel=4,
+        )
+    return frozenset(resized)

@@ -108,29 +108,43 @@ class _Maker:
             return "token"
         if gate.pool != "auto":
             return gate.pool
-        return "token" if self.anatomy.stack(site.stack).causal else "masked"
+        unsafe = self.anatomy.stack(site.stack).causal or site.stack in self.anatomy.unread
+        return "token" if unsafe else "masked"
 
     def _layer(self, reading: Reading, members: list[Gated]) -> GateLayer:
         method, site = members[0].method, members[0].sites[0]
         names = [gated.name.partition("/")[2] for gated in members]
         width = method.gate_width(site)
-        return GateLayer(
+        layer = GateLayer(
             reading.source.width if width is None else width,
             names,
             gate=members[0].gate,
             pool=reading.pool,
             source=None if reading.own else reading.source,
-            padding=None if reading.pool == "token" else self._padding(site),
+            padding=None if reading.pool == "token" else self._padding(site, reading.pool),
         )
+        if any(site.repeated for gated in members for site in gated.sites):
+            layer.remember_input()
+        return layer
 
-    def _padding(self, site: Site) -> Padding | None:
-        """The padding mask of the tokens that ``site`` reads."""
+    def _padding(self, site: Site, pool: Pool) -> Padding | None:
+        """The padding mask of the tokens that ``site`` reads.
+
+        Raises:
+            ValueError: the gate needs one, and no argument of the attention is known to be it.
+        """
         if site.block is None:
             return None
         # Keys and values of cross-attention read tokens of the encoder, all others of the block.
         over_encoder = site.role in ("cross_attention.key", "cross_attention.value")
         where = (site.stack, site.block, "cross_attention" if over_encoder else "attention")
         if where not in self.anatomy.masks:
+            if pool == "masked" and site.stack in self.anatomy.unread:
+                raise ValueError(
+                    f"the gate at {site.path} cannot tell padding from words: no argument of the "
+                    f"attentions of {self.anatomy.model_type} is known as their mask. Use "
+                    "Gate(pool='token'), or Gate(pool='all') to count padding too"
+                )
             return None
         return self.padding.setdefault(where, Padding(self.anatomy.masks[where]))
 

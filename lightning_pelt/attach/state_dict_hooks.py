@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import nn
 
+from lightning_pelt.attach.fingerprint import differences
+from lightning_pelt.attach.names import TRAINED, below, match_names, plain
+from lightning_pelt.attach.tensor_checks import refuse_unfit
 from lightning_pelt.plans.plan import Plan, from_config
 
 
@@ -14,19 +18,20 @@ class Owner(Protocol):
     """The part of an attachment that the hooks read."""
 
     plan: Plan
-    owned: frozenset[str]
     base: frozenset[str]
+    fingerprint: dict[str, Any]
+
+    @property
+    def owned(self) -> frozenset[str]: ...
+
+    @property
+    def trained_base(self) -> frozenset[str]: ...
+
+    def remember(self, names: Iterable[str]) -> None: ...
 
 
-# What FSDP1, torch.compile and activation checkpointing insert into names.
-WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module.")
-
-
-def plain(name: str) -> str:
-    """A state-dict name without the parts that wrappers insert."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
+# The entry for the fingerprint of the base in the metadata that torch keeps beside a state dict.
+BACKBONE = "pelt_backbone"
 
 
 def _attachment(module: nn.Module) -> Owner:
@@ -36,48 +41,98 @@ def _attachment(module: nn.Module) -> Owner:
 # The hooks are functions of this module, not closures, so that a model with them can be pickled.
 
 
-def keep_owned(module: nn.Module, state: dict, prefix: str, _metadata: Any) -> None:
-    """State-dict hook: drop the tensors of the frozen base below ``prefix``."""
-    owned = _attachment(module).owned
-    for name in [name for name in state if name.startswith(prefix)]:
-        if plain(name.removeprefix(prefix)) not in owned:
-            del state[name]
+def keep_owned(module: nn.Module, state: dict, prefix: str, metadata: dict[str, Any]) -> None:
+    """State-dict hook: drop the frozen base below ``prefix``, and mark what was trained of it."""
+    attachment = _attachment(module)
+    metadata[BACKBONE] = attachment.fingerprint
+    owned, trained = attachment.owned, attachment.trained_base
+    for name, rest in below(state, prefix):
+        if plain(rest) in owned:
+            continue
+        tensor = state.pop(name)
+        if plain(rest) in trained:
+            state[name + TRAINED] = tensor
 
 
 def refuse_foreign(
-    module: nn.Module, state: dict, prefix: str, _metadata: Any, _strict: bool, *_lists: Any
+    module: nn.Module,
+    state: dict,
+    prefix: str,
+    metadata: dict[str, Any],
+    *_: Any,
 ) -> None:
-    """Load hook: raise unless ``state`` holds every owned tensor and no unknown one.
+    """Load hook: raise unless ``state`` holds every owned tensor and no other.
 
     Raises:
-        RuntimeError: tensors are missing or unknown; the message names them.
+        RuntimeError: see :func:`check`.
+    """
+    replaced = check(module, state, prefix, metadata)
+    module.__dict__["pelt_loading_prefix"] = prefix
+    if replaced:
+        verb = "the run of this checkpoint has trained parts of the base too. Loading replaces"
+        warnings.warn(_summary(verb, replaced) + "`detach` restores them.", stacklevel=2)
+        _attachment(module).remember(replaced)
+
+
+def check(
+    module: nn.Module, state: dict, prefix: str, metadata: Mapping[str, Any]
+) -> frozenset[str]:
+    """Compare ``state`` with what an attached model owns, and rename its tensors accordingly.
+
+    Returns:
+        The names of the tensors of the base that ``state`` replaces, since its run trained them.
+
+    Raises:
+        RuntimeError: tensors are missing, unknown, or of the base, or have other shapes or dtypes
+            or no finite values; the message names them.
     """
     attachment = _attachment(module)
-    module.__dict__["pelt_loading_prefix"] = prefix
-    given = {plain(name.removeprefix(prefix)) for name in state if name.startswith(prefix)}
-    missing = attachment.owned - given
-    foreign = given - attachment.owned - attachment.base
-    if missing or foreign:
+    match_names(module, state, prefix)
+    marked = [name for name, _ in below(state, prefix) if name.endswith(TRAINED)]
+    given = {plain(rest) for name, rest in below(state, prefix) if not name.endswith(TRAINED)}
+    trained = {plain(name.removeprefix(prefix).removesuffix(TRAINED)) for name in marked}
+    missing = attachment.owned - given - trained
+    base = given & attachment.base
+    foreign = (given | trained) - attachment.owned - attachment.base
+    if missing or foreign or base:
         raise RuntimeError(
             "the checkpoint does not fit the plan. "
             + _summary("It lacks", missing)
             + _summary("It holds what the plan does not have:", foreign)
+            + _summary("It would replace the frozen base:", base)
+            + ("If its run trained them, name their modules in head=[...]. " if base else "")
             + f"The model's plan is {attachment.plan}. Load it into a model with the plan that it "
             "was trained with (`plan` in its hyperparameters, or adapter_config.json)."
         )
-    _refuse_other_shapes(module, state, prefix)
+    for name in marked:
+        state[name.removesuffix(TRAINED)] = state.pop(name)
+    _refuse_unfit(module, state, prefix)
+    _compare_backbones(attachment, metadata.get(BACKBONE))
+    return attachment.base & trained
 
 
-def _refuse_other_shapes(module: nn.Module, state: dict, prefix: str) -> None:
-    here = {plain(name): tensor for name, tensor in module.named_parameters()}
-    for name, tensor in state.items():
-        own = here.get(plain(name.removeprefix(prefix))) if name.startswith(prefix) else None
-        if own is not None and own.shape != tensor.shape:
-            raise RuntimeError(
-                f"size mismatch: {plain(name)} is {tuple(tensor.shape)} there and "
-                f"{tuple(own.shape)} here: the checkpoint was made with another head, or with "
-                f"other options than {_attachment(module).plan}"
-            )
+def _refuse_unfit(module: nn.Module, state: dict, prefix: str) -> None:
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    given = {plain(rest): state[name] for name, rest in below(state, prefix)}
+    try:
+        refuse_unfit(given, {plain(name): tensor for name, tensor in tensors})
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}. The model's plan is {_attachment(module).plan}") from error
+
+
+def _compare_backbones(attachment: Owner, saved: Any) -> None:
+    """Warn if the base is not the one that a checkpoint was trained on."""
+    other = differences(saved, attachment.fingerprint) if isinstance(saved, dict) else []
+    if other:
+        name = f" {saved['name']!r}" if saved.get("name") else ""
+        warnings.warn(
+            f"the checkpoint was trained on another backbone{name}: {'; '.join(other)}. It "
+            "computes something else here; load the backbone that it was trained on",
+            stacklevel=2,
+        )
 
 
 def _summary(verb: str, names: Iterable[str]) -> str:
@@ -115,22 +170,49 @@ def refuse_other_plan(saved: dict[str, Any] | None, plan: Plan) -> None:
         )
 
 
-def refuse_save_pretrained(*_: Any, **__: Any) -> None:
-    """Replaces ``save_pretrained`` of an attached model, which would leave out the base.
+def refuse_unsaved(module: nn.Module, owned: Iterable[str]) -> None:
+    """Raise if the state dict of ``module`` leaves out tensors that training changes.
 
     Raises:
-        ValueError: always; the message names what to call.
+        ValueError: a module inside overrides ``state_dict``; the message names it.
     """
+    state = {plain(name) for name in module.state_dict()}
+    unsaved = sorted(name for name in owned if name not in state)
+    if not unsaved:
+        return
+    hosts = [
+        f"{path} ({type(child).__name__})"
+        for path, child in module.named_modules()
+        if any(name.startswith(f"{path}.") for name in unsaved)
+        and type(child).state_dict is not nn.Module.state_dict
+    ]
+    where = hosts[0] if hosts else unsaved[0]
     raise ValueError(
-        "save_pretrained would write the submodules without the base: call "
-        "save_adapters(model, folder), or merge(model) or detach(model) first"
+        f"{where} overrides state_dict. {_summary('It leaves out', unsaved)}The plan trains them, "
+        "and no checkpoint would hold them: attach to other sites, or load the base in another "
+        "quantisation"
     )
 
 
 def install(module: nn.Module) -> list[Any]:
-    """Register the three hooks on the root of an attached model; returns their handles."""
+    """Register the hooks of an attached model; returns their handles."""
     return [
         module.register_state_dict_post_hook(keep_owned),
         module.register_load_state_dict_pre_hook(refuse_foreign),
         module.register_load_state_dict_post_hook(forgive_base),
     ]
+
+
+class Matching:
+    """Matches names in a module that holds an attached model.
+
+    Wrappers between the two change the names of the model's tensors, and only the outer module sees
+    these names.
+    """
+
+    def __init__(self, outer: nn.Module) -> None:
+        self.outer = outer
+        self.handle = outer.register_load_state_dict_pre_hook(match_names)
+
+    def remove(self) -> None:
+        self.handle.remove()

@@ -1,5 +1,10 @@
 """Callbacks, one behaviour each."""
 
+from lightning_pelt.callbacks._plan_record import (
+    instantiate_with_plan,
+    instantiate_with_plan_by_cli,
+    trust_instantiators,
+)
 from lightning_pelt.callbacks.finite_guard import FiniteGuard
 from lightning_pelt.callbacks.gate_monitor import GateMonitor
 from lightning_pelt.callbacks.gate_schedule import GateSchedule
@@ -16,4 +21,8 @@ __all__ = [
     "PELTCallback",
     "ParameterCount",
     "WritePredictions",
+    "instantiate_with_plan",
+    "instantiate_with_plan_by_cli",
 ]
+
+trust_instantiators()  # so that load_from_checkpoint may call them

@@ -1,42 +1,20 @@
-"""Shared by the callbacks: find the attachment, average its gates, log scalars.
+"""Shared by the callbacks: average gates, log scalars.
 
 Gates are averaged on the device. The host waits for the device once, when the means are logged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_pelt.attach import Attachment, find_attachment
-
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
     from lightning_pelt.methods.gate import GateView
-
-
-def require_attachment(pl_module: LightningModule, callback: object) -> Attachment:
-    """The attachment of the model inside a LightningModule.
-
-    Args:
-        pl_module: the module.
-        callback: named in the message.
-
-    Raises:
-        ValueError: no model inside the module has an attachment.
-    """
-    attachment = find_attachment(pl_module)
-    if attachment is None:
-        raise ValueError(
-            f"{type(callback).__name__} found no attached submodules in "
-            f"{type(pl_module).__name__}: add PELTCallback(plan=...) to the Trainer's "
-            "callbacks, or call attach(model, plan) in configure_model"
-        )
-    return attachment
 
 
 def logging_step(trainer: Trainer) -> int:
@@ -63,20 +41,21 @@ class GateMeans:
     the ranks, so that all ranks get the same means, and synchronizes once.
     """
 
-    def __init__(self, gates: Iterable[GateView], device: torch.device) -> None:
-        self._gates = list(gates)
+    def __init__(self, gates: Mapping[str, GateView], device: torch.device) -> None:
+        self._gates = dict(gates)
         self._sums = torch.zeros(len(self._gates), 2, device=device)  # sum of gates, examples
 
     def update(self) -> None:
         """Add the gates of the last forward. A gate that was not evaluated adds nothing."""
-        rows = [_sum_and_count(gate.value, self._sums) for gate in self._gates]
-        self._sums = self._sums + torch.stack(rows)
+        rows = [_sum_and_count(gate.value, self._sums) for gate in self._gates.values()]
+        if rows:
+            self._sums = self._sums + torch.stack(rows)
 
     def compute(self, trainer: Trainer) -> dict[str, float]:
         """The means by gate name, without gates that no rank has evaluated."""
         total = torch.as_tensor(trainer.strategy.reduce(self._sums, reduce_op="sum"))
         rows = zip(self._gates, total.tolist(), strict=True)
-        return {gate.name: value / count for gate, (value, count) in rows if count}
+        return {name: value / count for name, (value, count) in rows if count}
 
 
 def _sum_and_count(value: Tensor | None, like: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_pelt.attach import Attachment
+Groups = Mapping[str, Sequence[nn.Parameter]]  # the weights of methods, by their names
 
 
 class LRFactor:
@@ -28,7 +29,7 @@ class LRFactor:
         self._scaled: list[tuple[dict[str, Any], Any]] = []  # parameter group, its unscaled rate
 
     def install(
-        self, optimizers: Sequence[Optimizer], attachment: Attachment, methods: Sequence[str]
+        self, optimizers: Sequence[Optimizer], groups: Groups, methods: Sequence[str]
     ) -> None:
         """Find the parameter groups of ``methods`` and register the step hooks.
 
@@ -37,7 +38,7 @@ class LRFactor:
         """
         missing = set(methods)
         for optimizer in optimizers:
-            names = method_of_each_group(optimizer, attachment, methods)
+            names = method_of_each_group(optimizer, groups, methods)
             missing -= set(names)
             self._hooks.append(optimizer.register_step_pre_hook(partial(self._scale, names)))
             self._hooks.append(optimizer.register_step_post_hook(self.restore))
@@ -70,15 +71,12 @@ class LRFactor:
                 group["lr"] = group["lr"] * factor
 
 
-def method_of_each_group(
-    optimizer: Optimizer, attachment: Attachment, methods: Sequence[str]
-) -> list[str]:
+def method_of_each_group(optimizer: Optimizer, groups: Groups, methods: Sequence[str]) -> list[str]:
     """The method of each parameter group, by the group's name or its parameters; "" if mixed.
 
     Raises:
         ValueError: a group mixes the weights of one of ``methods`` with others.
     """
-    groups = attachment.parameter_groups()
     members = {id(parameter): name for name in groups for parameter in groups[name]}
     names = []
     for number, group in enumerate(optimizer.param_groups):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -40,6 +40,12 @@ class Pruning:
                     closed.append(name)
         self.closed += closed
         return closed
+
+    def restart(self, closed: Iterable[str]) -> None:
+        """Begin another run, in which only gates among ``closed`` can be closed already."""
+        kept = set(closed)
+        self.closed = [name for name in self.closed if name in kept]
+        self.low_validations = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"pruned": list(self.closed), "below": dict(self.low_validations)}

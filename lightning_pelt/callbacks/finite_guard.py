@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,10 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_pelt.attach import find_attachment
-
-if TYPE_CHECKING:
-    from lightning_pelt.attach import Attachment
+from lightning_pelt.attach import find_attachments
+from lightning_pelt.callbacks._attached import Attached
+from lightning_pelt.utils.same_kind import same_kind
 
 # The usual scale of an initial weight: the reference for the growth of weights that start at zero.
 TYPICAL_WEIGHT = 0.02
@@ -97,10 +96,9 @@ class FiniteGuard(Callback):
         for name, weights in groups.items():
             if not _all_finite(weights).item():
                 return f"the weights of {name!r} are not finite"
-        attachment = find_attachment(pl_module)
-        for gate in attachment.gates.values() if attachment else ():
+        for name, gate in Attached(find_attachments(pl_module)).gates.items():
             if gate.value is not None and not _all_finite([gate.value]).item():
-                return f"the first gate that is not finite is {gate.name}, of {gate.method!r}"
+                return f"the first gate that is not finite is {name}, of {gate.method!r}"
         if finite_loss:
             for name, weights in groups.items():
                 if not _all_finite(p.grad for p in weights if p.grad is not None).item():
@@ -124,9 +122,9 @@ class FiniteGuard(Callback):
 
 
 def _groups(pl_module: LightningModule) -> dict[str, list[nn.Parameter]]:
-    attachment: Attachment | None = find_attachment(pl_module)
-    if attachment is not None:
-        return attachment.parameter_groups()
+    by_path = find_attachments(pl_module)
+    if by_path:
+        return Attached(by_path).parameter_groups()
     trained = [p for p in pl_module.parameters() if p.requires_grad]
     return {"model": trained} if trained else {}
 
@@ -157,16 +155,18 @@ def _norm(weights: Iterable[Tensor]) -> float:
 
 def _save_nothing_more(trainer: Trainer) -> None:
     """Disable checkpoints on an exception: they would save the state that is not finite."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
+    callbacks: list[Any] = list(trainer.checkpoint_callbacks)
+    for callback in callbacks:
+        if same_kind(callback, ModelCheckpoint):
             callback.save_on_exception = False
     keep: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = [c for c in keep if not isinstance(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in keep if not same_kind(c, OnExceptionCheckpoint)]  # type: ignore[attr-defined]
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
+    callbacks: list[Any] = list(trainer.checkpoint_callbacks)
+    for callback in callbacks:
+        if same_kind(callback, ModelCheckpoint):
             path = callback.last_model_path or callback._last_checkpoint_saved
             if path or callback.best_model_path:
                 return path or callback.best_model_path

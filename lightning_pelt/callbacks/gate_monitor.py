@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tabulate import tabulate
 
+from lightning_pelt.callbacks._attached import attached_to
 from lightning_pelt.callbacks._gate_means import (
     GateMeans,
     log_scalars,
     logging_step,
     per_example,
-    require_attachment,
 )
+from lightning_pelt.callbacks._heat_map import show
 from lightning_pelt.reports import figures as plots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from lightning_pelt.methods.gate import GateView
-
-HEATMAP = "gate/heatmap"
 
 
 class GateMonitor(Callback):
@@ -38,6 +35,9 @@ class GateMonitor(Callback):
     - ``gate/spread/<method>``: the standard deviation over the examples of the batch, averaged over
       the method's gates.
 
+    With several attached models in the module, ``<block>`` starts with the path of the model, as in
+    ``gate/encoder.07/lora.query``, and the numbers of a method cover all models.
+
     A gate per token is first averaged over its tokens. Logging reads one small tensor and
     synchronizes with the device once; ``forward`` does not synchronize. Under data parallelism the
     curves show the batch of rank zero, and the heat map and the table show all ranks.
@@ -45,7 +45,8 @@ class GateMonitor(Callback):
     Args:
         every_n_steps: optimizer steps between two readings.
         heatmap: after each validation, draw the means of the gates by block and site. The image
-            goes to W&B, TensorBoard, and ``gates.png`` in the folder of the run.
+            goes to W&B, TensorBoard, and ``gates.png`` in the folder of the run, or below its URL.
+            If that fails, a warning says so and training goes on.
         table: print the last means at the end of fit.
 
     Example:
@@ -62,14 +63,15 @@ class GateMonitor(Callback):
         self.heatmap = heatmap
         self.table = table
         self.latest: dict[str, float] = {}  # the last means, by gate name
-        self._gates: list[GateView] = []
+        self._gates: dict[str, GateView] = {}
         self._means: GateMeans | None = None
         self._last_step = -1
-        self._picture: Path | None = None
+        self._picture: str | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._gates = list(require_attachment(pl_module, self).gates.values())
-        self._last_step = -1
+        self._gates = attached_to(pl_module, self).gates
+        if trainer.ckpt_path is None:
+            self._last_step = -1
         if not self._gates:
             rank_zero_warn(
                 "GateMonitor has no gates to monitor: no method of this plan has a gate. Give a "
@@ -81,7 +83,7 @@ class GateMonitor(Callback):
         if step % self.every_n_steps or step == self._last_step:
             return  # the same step again: a later batch of an accumulated gradient
         self._last_step = step
-        seen = [gate for gate in self._gates if gate.value is not None]
+        seen = {name: gate for name, gate in self._gates.items() if gate.value is not None}
         if not seen:
             return
         means, scalars = summarise(seen)
@@ -92,7 +94,7 @@ class GateMonitor(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._means = None
         if not trainer.sanity_checking:
-            gates = require_attachment(pl_module, self).gates.values()
+            gates = attached_to(pl_module, self).gates
             self._means = GateMeans(gates, pl_module.device) if gates else None
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -107,37 +109,39 @@ class GateMonitor(Callback):
         folder = trainer.log_dir or trainer.default_root_dir  # every rank must read it
         writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.heatmap and means and writes:
-            figure = plots.gate_heatmap(means)
-            self._picture = Path(folder) / "gates.png"
-            plots.save(figure, self._picture)
-            for logger in trainer.loggers:
-                _log_image(logger, plots.pixels(figure), logging_step(trainer))
+            self._picture = show(trainer, means, f"{folder}/gates.png")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.table and self.latest and trainer.is_global_zero:
             print(f"\nMean gate, 0 closed to 1 open\n\n{gate_table(self.latest)}\n", flush=True)
         if self._picture is not None:
             print(f"Heat map: {self._picture}\n", flush=True)
-        self._gates = []
+        self._gates = {}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._last_step = state_dict["last_step"]
 
 
-def summarise(gates: Iterable[GateView]) -> tuple[dict[str, float], dict[str, float]]:
+def summarise(gates: Mapping[str, GateView]) -> tuple[dict[str, float], dict[str, float]]:
     """The means by gate, and all scalars by the names they are logged under.
 
     Synchronizes with the device once.
     """
-    gates = list(gates)
-    device = gates[0].value.device  # type: ignore[union-attr]
+    values = [gate.value for gate in gates.values()]
     pairs = [
-        torch.stack(torch.std_mean(per_example(gate.value), correction=0))
-        for gate in gates
-        if gate.value is not None
+        torch.stack(torch.std_mean(per_example(value), correction=0))
+        for value in values
+        if value is not None
     ]
-    numbers = torch.stack([pair.to(device) for pair in pairs]).tolist()
-    means = {gate.name: mean for gate, (_, mean) in zip(gates, numbers, strict=True)}
+    numbers = torch.stack([pair.to(pairs[0].device) for pair in pairs]).tolist()
+    means = {name: mean for name, (_, mean) in zip(gates, numbers, strict=True)}
     scalars = {f"gate/{name}": mean for name, mean in means.items()}
-    for method in dict.fromkeys(gate.method for gate in gates):
-        own = [pair for gate, pair in zip(gates, numbers, strict=True) if gate.method == method]
+    of = [gate.method for gate in gates.values()]
+    for method in dict.fromkeys(of):
+        own = [pair for name, pair in zip(of, numbers, strict=True) if name == method]
         scalars[f"gate/mean/{method}"] = sum(mean for _, mean in own) / len(own)
         scalars[f"gate/spread/{method}"] = sum(spread for spread, _ in own) / len(own)
     return means, scalars
@@ -152,10 +156,3 @@ def gate_table(gates: Mapping[str, float]) -> str:
         rows.append([block, *("" if mean is None else f"{mean:.3f}" for mean in means)])
     align = ("left", *["right"] * len(sites))
     return tabulate(rows, ["block", *sites], disable_numparse=True, colalign=align)
-
-
-def _log_image(logger: Logger, pixels: Any, step: int) -> None:
-    if isinstance(logger, WandbLogger):
-        logger.log_image(HEATMAP, [pixels], step=step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(HEATMAP, pixels, step, dataformats="HWC")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import nn
 from torch.optim import Optimizer
 
-from lightning_pelt.attach import Attachment
-from lightning_pelt.callbacks._gate_means import (
-    GateMeans,
-    log_scalars,
-    logging_step,
-    require_attachment,
-)
+from lightning_pelt.callbacks._attached import Attached, attached_to
+from lightning_pelt.callbacks._gate_means import GateMeans, log_scalars, logging_step
 from lightning_pelt.callbacks._lr_factor import LRFactor
 from lightning_pelt.callbacks._pruning import Pruning
+from lightning_pelt.callbacks._schedule_checks import check_method, check_pruning
 from lightning_pelt.training.phases import MethodSetting, Phase, Unit, evaluate, validate
+from lightning_pelt.training.position import validation_is_scheduled
 from lightning_pelt.utils.errors import unknown
 
 
@@ -43,7 +40,7 @@ class GateSchedule(Callback):
 
     Raises:
         ValueError: on construction, for phases that are not in order; at the start of fit, for a
-            method that the plan lacks, for closing a method without gates, and for an optimizer
+            method that the plan lacks, for closing or pruning without gates, and for an optimizer
             that has no separate group for a method with a learning-rate factor.
 
     Example:
@@ -78,7 +75,9 @@ class GateSchedule(Callback):
         self.unit: Unit = unit
         self._pruning = Pruning(prune_below, prune_after)
         self._settings: dict[str, MethodSetting] = {}
-        self._attachment: Attachment | None = None
+        self._counted = 0  # batches of the run before the last validation that pruning counted
+        self._has_run = False
+        self._attached: Attached | None = None
         self._means: GateMeans | None = None
         self._rates = LRFactor(self._factor)
 
@@ -90,26 +89,37 @@ class GateSchedule(Callback):
     # -- the start of a fit -------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._attachment = attachment = require_attachment(pl_module, self)
+        self._attached = attached = attached_to(pl_module, self)
+        if self._has_run and trainer.global_step == 0:
+            self._forget_run(attached)
+        self._has_run = True
         for method, phases in self.phases.items():
-            _check_method(attachment, method, phases)
+            check_method(attached, method, phases)
+        if self._pruning.below is not None:
+            check_pruning(attached, self._pruning.below, trainer)
         scaled = [m for m, given in self.phases.items() if any(p.lr_factor != 1.0 for p in given)]
         if scaled:
-            self._rates.install(trainer.optimizers, attachment, scaled)
+            self._rates.install(trainer.optimizers, attached.parameter_groups(), scaled)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._apply(trainer, batch_idx=0, force=True)
+        self._evaluate(trainer, batch_idx=0)
+        self._apply(force=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A resumed run may begin with the validation after its last batch, in that batch's setting.
+        before = {m: setting for m, setting in self._settings.items() if m in self.phases}
+        self._evaluate(trainer, batch_idx=0)
+        self._settings |= before
         # A strategy may restore the buffers of the gates without their load hooks.
-        self._apply(trainer, batch_idx=0, force=True)
+        self._apply(force=True)
 
     # -- every step ---------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._apply(trainer, batch_idx)
+        self._evaluate(trainer, batch_idx)
+        self._apply()
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.phases and every and logging_step(trainer) % every == 0:
             log_scalars(
@@ -124,24 +134,26 @@ class GateSchedule(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        assert self._attachment is not None
+        assert self._attached is not None
         for method, setting in self._settings.items():
             if setting.held:
-                for parameter in _parameters(self._attachment, method):
+                for parameter in self._attached.parameters_of(method):
                     parameter.grad = None  # a zero gradient would still move AdamW
 
-    def _apply(self, trainer: Trainer, batch_idx: int, force: bool = False) -> None:
-        """Evaluate the phases and set the openness of gates that changed; with force, of all."""
-        assert self._attachment is not None
+    def _evaluate(self, trainer: Trainer, batch_idx: int) -> None:
         batches = trainer.num_training_batches
         epoch = trainer.current_epoch + batch_idx / batches  # batches is inf for a stream
         self._settings = {
             method: evaluate(phases, step=trainer.global_step, epoch=epoch, unit=self.unit)
             for method, phases in self.phases.items()
         }
+
+    def _apply(self, force: bool = False) -> None:
+        """Set the openness of gates whose setting changed; with force, of all."""
+        assert self._attached is not None
         pruned = set(self.pruned)
-        for gate in self._attachment.gates.values():
-            if gate.name in pruned:
+        for name, gate in self._attached.gates.items():
+            if name in pruned:
                 openness = 0.0
             elif gate.method in self._settings:
                 openness = self._settings[gate.method].open
@@ -159,10 +171,13 @@ class GateSchedule(Callback):
     # -- pruning ------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        counts = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         self._means = None
-        if self._pruning.below is not None and counts and self._attachment is not None:
-            self._means = GateMeans(self._attachment.gates.values(), pl_module.device)
+        if self._pruning.below is None or self._attached is None or not fitting:
+            return
+        # A run that is interrupted and resumed counts the validations of one that is not.
+        if validation_is_scheduled(trainer) and _batches(trainer) != self._counted:
+            self._means = GateMeans(self._attached.gates, pl_module.device)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self._means is not None:
@@ -172,9 +187,10 @@ class GateSchedule(Callback):
         # ModelCheckpoint saves later, at the end of the validation.
         if self._means is None:
             return
-        assert self._attachment is not None
-        gates = self._attachment.gates
+        assert self._attached is not None
+        gates = self._attached.gates
         means, self._means = self._means.compute(trainer), None
+        self._counted = _batches(trainer)
         # While the schedule lowers a gate, its mean does not show what the gate has learned.
         counted = {n: m for n, m in means.items() if self._setting(gates[n].method).open == 1.0}
         for name in self._pruning.update(counted):
@@ -197,31 +213,24 @@ class GateSchedule(Callback):
 
     def _reset(self) -> None:
         self._rates.remove()
-        self._attachment = self._means = None
+        self._attached = self._means = None
+
+    def _forget_run(self, attached: Attached) -> None:
+        """Start a new run: another model has its gates open, the same one those that are."""
+        self._settings, self._counted = {}, 0
+        self._pruning.restart(n for n, gate in attached.gates.items() if gate.open == 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._pruning.state_dict()
+        settings = {method: asdict(setting) for method, setting in self._settings.items()}
+        return {**self._pruning.state_dict(), "counted": self._counted, "settings": settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._pruning.load_state_dict(state_dict)
+        self._counted = state_dict.get("counted", 0)
+        self._settings = {m: MethodSetting(**s) for m, s in state_dict.get("settings", {}).items()}
+        self._has_run = False
 
 
-def _check_method(attachment: Attachment, method: str, phases: list[Phase]) -> None:
-    groups = attachment.parameter_groups()
-    names = dict.fromkeys([*attachment.counts, *groups])
-    if method not in names:
-        raise unknown("method in a schedule", method, names)
-    own = [m for m in attachment.plan.methods if m.name == method]
-    gated = bool(own) and all(m.gate is not None for m in own)
-    if not gated and any(phase.state != "open" for phase in phases):
-        raise ValueError(
-            f"{method!r} has no gates{' in some blocks' if len(own) > 1 else ''}, so a schedule "
-            "can hold it or scale its learning rate, but not close or ramp it: give the method "
-            "gate=Gate(), or gate=Gate(learned=False) for a gate that only schedules change"
-        )
-
-
-def _parameters(attachment: Attachment, method: str) -> list[nn.Parameter]:
-    if method in attachment.counts:
-        return attachment.parameters_of(method)
-    return attachment.parameter_groups().get(method, [])
+def _batches(trainer: Trainer) -> int:
+    """Number of complete batches since the start of training."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]

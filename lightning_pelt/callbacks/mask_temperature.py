@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_pelt.callbacks._gate_means import require_attachment
+from lightning_pelt.callbacks._attached import attached_to
 from lightning_pelt.methods.submodule import Submodule
 
 
@@ -41,7 +41,7 @@ class MaskTemperature(Callback):
         self._ends: dict[Submodule, float] = {}  # each submodule's own temperature
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        modules = require_attachment(pl_module, self).all_submodules
+        modules = attached_to(pl_module, self).submodules
         self._ends = {m: m.temperature for m in modules if m.temperature is not None}
         if not self._ends:
             raise ValueError(

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tabulate import tabulate
 
-from lightning_pelt.attach.state_dict_hooks import plain
-from lightning_pelt.callbacks._gate_means import require_attachment
+from lightning_pelt.attach.names import plain
+from lightning_pelt.callbacks._attached import attached_to
 from lightning_pelt.utils.text import readable_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class ParameterCount(Callback):
     Every logger gets the numbers once, as hyperparameters: ``parameters/<method>/trained``,
     ``.../deployed``, ``.../gates`` and ``.../share``; the sums over the methods as
     ``parameters/total/...``; ``parameters/head``, ``parameters/backbone``, ``parameters/bytes``;
-    and ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone.
+    and ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone. With
+    several attached models, each has its table, and ``parameters/<path>/...`` are its numbers.
 
     Parameters are counted when the plan is attached, so sharding does not change the numbers.
 
@@ -47,16 +48,21 @@ class ParameterCount(Callback):
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        attachment = require_attachment(pl_module, self)
-        numbers = count(attachment)
-        if trainer.is_global_zero:
-            print(f"\n{parameter_table(attachment, numbers)}\n", flush=True)
+        by_path = attached_to(pl_module, self).by_path
+        logged: dict[str, float] = {}
+        for path, attachment in by_path.items():
+            numbers = count(attachment)
+            inner = f"{path}/" if len(by_path) > 1 else ""
+            logged |= {n.replace("/", f"/{inner}", 1): number for n, number in numbers.items()}
+            if trainer.is_global_zero:
+                title = f"{path}\n\n" if inner else ""
+                print(f"\n{title}{parameter_table(attachment, numbers)}\n", flush=True)
         for logger in trainer.loggers:
-            logger.log_hyperparams(numbers)
+            logger.log_hyperparams(logged)
 
 
 def count(attachment: Attachment) -> dict[str, float]:
-    """All numbers by the names they are logged under. ``share`` is in percent."""
+    """All numbers by the names that one model's are logged under. ``share`` is in percent."""
     numbers: dict[str, float] = {}
     kinds = ("trained", "deployed", "gates")
     backbone = attachment.backbone_size
@@ -84,9 +90,10 @@ def count(attachment: Attachment) -> dict[str, float]:
 def owned_bytes(attachment: Attachment) -> int:
     """Bytes of the tensors in a checkpoint, in their dtypes. Shared tensors count once."""
     own: dict[int, torch.Tensor] = {}
+    owned = attachment.owned
     for tensors in (attachment.model.named_parameters, attachment.model.named_buffers):
         for name, tensor in tensors(remove_duplicate=False):
-            if plain(name) in attachment.owned:
+            if plain(name) in owned:
                 own[id(tensor)] = tensor
     return sum(tensor.numel() * tensor.element_size() for tensor in own.values())
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar
 
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 # Imported for their short names: `class_path: LoRA`, `--trainer.callbacks+=GateMonitor`.
 import lightning_pelt
 from lightning_pelt import methods, tasks  # noqa: F401
 from lightning_pelt.callbacks import WritePredictions
+from lightning_pelt.cli.agreement import agree
+from lightning_pelt.cli.checkpoint_files import (
+    KEYWORDS,
+    WEIGHTS_ONLY,
+    can_resume,
+    find_checkpoint,
+    read_checkpoint,
+)
 from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.data import TextDataModule
 from lightning_pelt.training.module import PELTModule
 
 DESCRIPTION = "Gated parameter-efficient tuning of Hugging Face transformers."
+USES = ("validate", "test", "predict")  # commands that use a trained model
+UNTRAINED = "Without a checkpoint, use the backbone with new weights, such as a random head."
 SUMMARIES = {
     "fit": "Train the plan of a recipe.",
     "validate": "Score a checkpoint on the validation rows.",
@@ -47,8 +59,17 @@ class PELTCLI(LightningCLI):
         main(["fit", "--config=recipe.yaml", "--note=first"], MyCLI)
     """
 
+    trains: ClassVar[bool] = True  # whether the command `fit` trains
     prog: ClassVar[str] = "lightning-pelt"
     usage: ClassVar[str] = "%(prog)s [--config RECIPE] [--OPTION VALUE ...]"
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        for name, parser in self._subcommand_parsers.items() if add_subcommands else ():
+            if name in USES:
+                parser.add_argument("--untrained", type=bool, default=False, help=UNTRAINED)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -60,6 +81,49 @@ class PELTCLI(LightningCLI):
             "data", "model.labels", compute_fn=self.labels, apply_on="instantiate"
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        with warnings.catch_warnings():
+            # Lightning warns of arguments besides sys.argv, which names the command itself.
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().parse_arguments(parser, args)
+
+        self._args = args
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the hyperparameters that are not given from the checkpoint.
+
+        LightningCLI takes all of them, so that what is given has no effect.
+        """
+        command = self.config.get("subcommand")
+        options = self.config.get(str(command)) or Namespace()
+        if options.get("ckpt_path") is None:
+            if options.get("untrained") is False:
+                raise ValueError(
+                    f"{command} needs a trained model: give --ckpt_path FILE, last or best, or "
+                    "--untrained true to use the backbone with new weights"
+                )
+            return
+        if options.get("untrained"):
+            raise ValueError(f"--untrained true excludes --ckpt_path {options.ckpt_path}")
+        resume = command == "fit" and self.trains
+        if options.ckpt_path in KEYWORDS:
+            arguments = instantiate(Trainer, "trainer", options.trainer)
+            options.ckpt_path = find_checkpoint(options.ckpt_path, arguments, resume=resume)
+        checkpoint = read_checkpoint(options.ckpt_path)
+        if resume and not can_resume(checkpoint):
+            raise ValueError(f"{options.ckpt_path} {WEIGHTS_ONLY}")
+        saved = checkpoint["hyper_parameters"]
+        here = build_model(options.model, saved.get("labels")).hparams
+        taken = agree(saved, self._given(command), here, path=options.ckpt_path)
+        self.config = self.parser.parse_object({command: {"model": taken}}, self.config)
+
+    def _given(self, command: str) -> dict[str, Any]:
+        """The options of the model in the recipe and on the command line, without defaults."""
+        structured = isinstance(self._args, dict | Namespace)
+        parse: Any = self.parser.parse_object if structured else self.parser.parse_args
+        given = parse(self._args, defaults=False)[command].get("model")
+        return given.as_dict() if given else {}
+
     def labels(self, data: TextDataModule) -> list[str] | None:
         """The label names by id: those of the checkpoint, if there is one, else those of the data.
 
@@ -69,12 +133,20 @@ class PELTCLI(LightningCLI):
         saved = self._get(self.config, "model").get("labels")
         if saved is None:
             return data.labels
-        if self.subcommand != "predict" and data.labels != saved:
+        if (found := self._labels_of(data, saved)) != saved:
             raise ValueError(
-                f"the checkpoint was trained on the labels {saved}, and the data has {data.labels}"
+                f"the checkpoint was trained on the labels {saved}, and the data has {found}"
                 ": use the data it was trained on, or give that order with --data.labels"
             )
         return saved
+
+    def _labels_of(self, data: TextDataModule, saved: list[str]) -> list[str] | None:
+        try:
+            return data.labels
+        except (ValueError, OSError):
+            if self.subcommand != "predict":
+                raise
+            return saved  # rows without labels, and no others to collect them from
 
     def after_fit(self) -> None:
         if self.config["fit"]["test_after_fit"]:
@@ -82,6 +154,25 @@ class PELTCLI(LightningCLI):
             self.trainer.test(
                 self.model, datamodule=self.datamodule, ckpt_path="best" if best else None
             )
+
+
+def build_model(options: Namespace, labels: list[str] | None) -> PELTModule:
+    """The module of a recipe, without its data.
+
+    Args:
+        options: the parsed options of the model.
+        labels: instead of those that the data has.
+    """
+    options = options.clone()
+    options.labels = labels
+    return instantiate(PELTModule, "model", options)
+
+
+def instantiate(cls: type, name: str, options: Namespace) -> Any:
+    """Build what the options of one group describe; of the Trainer, only its arguments."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(cls, name)
+    return parser.instantiate_classes(Namespace({name: options}))[name]
 
 
 class RecipeCommand(PELTCLI):
@@ -104,12 +195,6 @@ class RecipeCommand(PELTCLI):
         super().setup_parser(add_subcommands, {**main_kwargs, **own}, {"fit": own})
         if add_subcommands:
             self._subcommand_parsers["fit"].prog = self.prog
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        with warnings.catch_warnings():
-            # Lightning warns of arguments besides sys.argv, which names the command itself.
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            super().parse_arguments(parser, args)
 
 
 def main(args: ArgsType = None, kind: type[PELTCLI] = PELTCLI, run: bool = True) -> PELTCLI:

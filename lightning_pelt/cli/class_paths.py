@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from lightning_pelt.cli.recipe_file import check_yaml
+
 # A dotted path into this package that names a module, not only the package's root.
 PATH = re.compile(r"(?<![\w./-])lightning_pelt(?:\.\w+){2,}")
 PUBLIC = (
@@ -61,6 +63,7 @@ def _has(module: str, name: str) -> bool:
 
 
 def _load(text: str) -> Any:
+    check_yaml(text)
     return get_loader("yaml")(update_paths(text))
 
 

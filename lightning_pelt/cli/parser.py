@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from pydoc import locate
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionSubCommands, ArgumentParser, DefaultHelpFormatter, Namespace
-from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
 
 from lightning_pelt.cli.class_paths import MODE, update_paths
-from lightning_pelt.data import TextDataModule
-from lightning_pelt.methods.base import Method
-from lightning_pelt.plans import Plan
-from lightning_pelt.tasks import Task
-
-# How jsonargparse refuses an unknown option, argument of a class, class, and command.
-OPTION = re.compile(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'")
-ARGUMENT = re.compile(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted")
-CLASS = re.compile(r"Expected a dot import path string: (\w+)")
-COMMAND = re.compile(r"invalid choice: '(\w+)' \(choose from (.*)\)")
-
-# How it refuses an unknown key of a recipe, and an unknown argument of a class that a callable
-# makes: each is rewritten to match OPTION or ARGUMENT.
-UNACCEPTED = (
-    (
-        re.compile(r"^Option '([\w.]+)' is not"),
-        r"the recipe does not accept option '\1': it is not",
-    ),
-    (
-        re.compile(r"Option '([\w.]+)' is not accepted.(.*Namespace\(class_path='([\w.]+)')"),
-        r"class_path '\3': Option '\1' is not accepted.\2",
-    ),
-)
-
+from lightning_pelt.cli.errors import debugging
+from lightning_pelt.cli.recipe_file import RecipeError, check_yaml, read_recipe, read_yaml
+from lightning_pelt.cli.suggestions import explain, unknown_option
+from lightning_pelt.utils.urls import masked
 
 # Titles of the options in `--help`; the trainer's come last.
 TITLES = {
@@ -78,6 +55,7 @@ class SuggestingParser(LightningArgumentParser):
         options: see :class:`jsonargparse.ArgumentParser`.
 
     Example:
+        >>> from lightning_pelt import Plan
         >>> parser = SuggestingParser(exit_on_error=False)
         >>> _ = parser.add_argument("--plan", type=Plan)
         >>> parser.parse_args(["--plan=lightning_pelt.plan.UniPELT"]).plan.class_path
@@ -108,7 +86,31 @@ class SuggestingParser(LightningArgumentParser):
         if not given and self._subcommands_action is not None:
             self.print_help(sys.stderr)
             self.exit(2)
+        if self._subcommands_action is None:
+            self._check(given)
         return super().parse_args(update_paths(list(given)), *rest, **options)
+
+    def _check(self, args: Sequence[str]) -> None:
+        """Check arguments that are YAML, or name a file of YAML, before anything is built of it."""
+        for argument in args:
+            value = argument.partition("=")[2] if argument.startswith("-") else argument
+            if value.endswith((".yaml", ".yml")):
+                self._read(value, read_yaml)
+            try:
+                check_yaml(value)
+            except RecipeError as error:
+                self.error(f"{argument.partition('=')[0][:40]}: {error}", error)
+            except yaml.YAMLError:
+                pass  # another text
+
+    def _read(self, path: str, read: Callable[[Path], Any]) -> Any:
+        """Read a file, if ``path`` is one and no URL; an error ends the process."""
+        if not Path(path).is_file():
+            return None
+        try:
+            return read(Path(path))
+        except ValueError as error:
+            self.error(str(error), error)
 
     def parse_object(self, obj: Any, *rest: Any, **options: Any) -> Namespace:
         return super().parse_object(update_paths(obj), *rest, **options)
@@ -123,13 +125,47 @@ class SuggestingParser(LightningArgumentParser):
         self._action_groups = sorted(self._action_groups, key=lambda group: group is trainer)
         return super().format_help(*args)
 
+    def parse_path(self, path: Any, *rest: Any, **options: Any) -> Namespace:
+        """Read a recipe, after a check of its text and of its names.
+
+        Raises:
+            SystemExit: it has a mistake. The message names the file; the exit status is 2.
+        """
+        recipe = self._read(str(path), read_recipe)
+        if recipe is not None and self._subcommands_action is None:
+            self._refuse_unknown(recipe, str(path))
+        return super().parse_path(path, *rest, **options)
+
+    def _refuse_unknown(self, recipe: Mapping[str, Any], path: str, group: str = "") -> None:
+        options = self._names()
+        for key, value in recipe.items():
+            name = f"{group}{key}".removesuffix("+")
+            inside = any(option.startswith(f"{name}.") for option in options)
+            if inside and isinstance(value, Mapping) and f"{name}.help" not in options:
+                self._refuse_unknown(value, path, f"{name}.")
+            elif not inside and name not in options:
+                self.error(f"{path}: {unknown_option(name, options)}")
+
+    def _names(self) -> list[str]:
+        return [name.lstrip("-") for name in self._option_string_actions]
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the message becomes part of that of another parser
+            super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        options = [name.lstrip("-") for name in parser._option_string_actions]
-        meant = dict.fromkeys(_meant(message, options))
-        if meant and self.exit_on_error:  # a nested parser's message becomes part of its parent's
-            message += f"\ndid you mean {' or '.join(map(repr, meant))}?"
-        super().error(message, ex)
+        if debugging.get() and ex is not None:
+            traceback.print_exception(ex)
+        line = " ".join(explain(message, parser._names()).split())
+        print(f"{self._prog_of(parser)}: {masked(line)}", file=sys.stderr)
+        self.exit(2)
+
+    def _prog_of(self, parser: ArgumentParser) -> str:
+        """The name of the program with its command, even if the command's parser did not fail."""
+        commands = parser._subcommands_action
+        command = next(iter(getattr(parser, "args", ())), "")
+        if commands is not None and command in commands.choices:
+            parser = commands.choices[command]
+        return parser.prog
 
 
 class CommandParser(SuggestingParser):
@@ -149,52 +185,3 @@ class CommandParser(SuggestingParser):
     ) -> Namespace:
         self.args = list(args or ())
         return Namespace()
-
-
-class RecipeParser(SuggestingParser):
-    """Rewords the messages on a recipe's unknown keys, so that they get suggestions."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if self.exit_on_error:  # a nested parser's message becomes part of its parent's
-            for pattern, words in UNACCEPTED:
-                message = pattern.sub(words, message)
-        super().error(message, ex)
-
-
-def _meant(message: str, options: list[str]) -> Iterator[str]:
-    """The nearest existing names to the unknown ones in ``message``."""
-    for found in OPTION.finditer(message):
-        yield from _nearest(found[1] or found[2], options)
-    for found in ARGUMENT.finditer(message):
-        yield from _nearest(found[2], _arguments(locate(found[1])))
-    for found in CLASS.finditer(message):
-        yield from _nearest(found[1], _classes())
-    for found in COMMAND.finditer(message):
-        yield from _nearest(found[1], re.findall(r"\w+", found[2]))
-
-
-def _nearest(name: str, names: list[str]) -> list[str]:
-    folded = {option.lower(): option for option in names}
-    nearest = get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    return [folded[option] for option in nearest]
-
-
-def _arguments(cls: Any) -> list[str]:
-    """The arguments of a class and of its parents, to which a child passes the rest."""
-    signatures = [
-        inspect.signature(parent.__init__)
-        for parent in getattr(cls, "__mro__", ())
-        if "__init__" in vars(parent) and parent is not object
-    ]
-    return [name for signature in signatures for name in signature.parameters if name != "self"]
-
-
-def _classes() -> list[str]:
-    """The names of the classes that a recipe may name."""
-    names: list[str] = []
-    classes: list[type] = [Plan, Method, Task, TextDataModule, Callback, Logger]
-    while classes:
-        names += [cls.__name__ for cls in classes]
-        children: list[list[type]] = [cls.__subclasses__() for cls in classes]
-        classes = [child for siblings in children for child in siblings]
-    return names

@@ -15,6 +15,7 @@ from lightning_pelt.reports import figures
 from lightning_pelt.reports.plan_breakdown import Breakdown, break_down
 from lightning_pelt.reports.plan_figure import plan_picture
 from lightning_pelt.reports.plan_table import describe, format_breakdown
+from lightning_pelt.tasks import Task
 from lightning_pelt.training.module import PELTModule
 
 PROG = "lightning-pelt plan"
@@ -37,6 +38,7 @@ class ShowPlan(base.RecipeCommand):
     """Reads a recipe as ``fit`` does, and builds only the model."""
 
     prog = PROG
+    trains = False
     usage = f"{PROG} --config RECIPE [--OPTION VALUE ...] [--picture FILE.png]"
     summary = SUMMARY
 
@@ -52,11 +54,9 @@ class ShowPlan(base.RecipeCommand):
         """Build the model without the data, the loggers and the devices of the recipe."""
         given = self.config.fit
         self.known_labels, self.source = known_labels(given)
-        options = given.model.clone()
-        options.labels = self.known_labels or PLACEHOLDERS
-        parser = LightningArgumentParser()
-        parser.add_lightning_class_args(PELTModule, "model")
-        self.model = parser.instantiate_classes(Namespace(model=options)).model
+        self.model = base.build_model(given.model, self.known_labels or PLACEHOLDERS)
+        if self.known_labels is None and not takes_labels(self.model.task):
+            self.model.labels = None
         # LightningCLI reads these before it calls `fit`.
         self.config_init, self.datamodule = {"fit": {}}, None
         self.trainer = self.trainer_class  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class ShowPlan(base.RecipeCommand):
         """The head's parameters, and where its number of labels is from."""
         if not found.head:
             return "none"
-        if model.task.head(PLACEHOLDERS) == model.task.head([*PLACEHOLDERS, "2"]):
+        if not takes_labels(model.task):
             return f"{found.head:,}"
         if self.known_labels is not None:
             return f"{found.head:,}, for {len(self.known_labels)} labels ({self.source})"
@@ -96,6 +96,15 @@ class ShowPlan(base.RecipeCommand):
         return "not counted: the number of labels is in the data, which is not read" + (
             f"; the heads of the profiles are counted for {len(PLACEHOLDERS)}" if own else ""
         )
+
+
+def takes_labels(task: Task) -> bool:
+    """Whether the head of a task has an output for each label."""
+    try:
+        task.head(None)
+    except ValueError:
+        return True
+    return False
 
 
 def known_labels(given: Namespace) -> tuple[list[str] | None, str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lightning_pelt.cli.parser import RecipeParser
+from lightning_pelt.cli.errors import one_line_errors
+from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.search import require_extra
 from lightning_pelt.search import settings as search_settings
 
 PROG = "lightning-pelt search"
 SUMMARY = "Find a plan for a given number of parameters."
 USAGE = "%(prog)s --config RECIPE [--worker] [--OPTION VALUE ...]"
-MISTAKES = (ValueError, OSError, RuntimeError, ModuleNotFoundError)
 
 
 def main(args: Sequence[str]) -> None:
@@ -21,18 +21,16 @@ def main(args: Sequence[str]) -> None:
     Args:
         args: arguments of the command, without its name.
     """
-    parser = RecipeParser(prog=PROG, usage=USAGE, description=search_settings.SUMMARY)
+    parser = SuggestingParser(prog=PROG, usage=USAGE, description=search_settings.SUMMARY)
     search_settings.add_arguments(parser)
     settings, worker = search_settings.from_namespace(parser, parser.parse_args(args))
     command = [sys.executable, "-m", "lightning_pelt", "search", *args]
     try:
-        require_extra()
-        from lightning_pelt.search import controller  # needs the extra `search`
+        with one_line_errors(PROG):
+            require_extra()
+            from lightning_pelt.search import controller  # needs the extra `search`
 
-        controller.run(settings, worker=worker, command=command)
+            controller.run(settings, worker=worker, command=command)
     except KeyboardInterrupt:
         print(f"{PROG}: stopped; run the same command to continue", file=sys.stderr)
         raise SystemExit(130) from None
-    except MISTAKES as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lightning_pelt.data._table_io import Label
+from lightning_pelt.data._columns import Label
 from lightning_pelt.utils.errors import unknown
 
 DROPPED = -1  # index of a profile whose rows are dropped

@@ -8,12 +8,11 @@ from datasets import Dataset
 SAMPLE_SEED, HOLDOUT_SEED = 0, 1
 
 
-def sample(rows: Dataset, limit: int | None) -> Dataset:
-    """A fixed random choice of ``limit`` rows, in their order."""
-    if limit is None or limit >= len(rows):
-        return rows
-    order = np.random.default_rng(SAMPLE_SEED).permutation(len(rows))
-    return rows.select(np.sort(order[:limit]))
+def chosen(rows: int, limit: int | None) -> np.ndarray | None:
+    """The indices of a fixed random choice of ``limit`` rows, in their order; None for all rows."""
+    if limit is None or limit >= rows:
+        return None
+    return np.sort(np.random.default_rng(SAMPLE_SEED).permutation(rows)[:limit])
 
 
 def hold_out(rows: Dataset | None, share: float) -> tuple[Dataset, Dataset]:

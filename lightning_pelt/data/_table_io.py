@@ -2,66 +2,132 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from math import isfinite, nan
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import datasets
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.fingerprint import Hasher
 
+from lightning_pelt.data._columns import (
+    Column,
+    Text,
+    check_distinct,
+    collected_label,
+    is_printed,
+    refuse_printed,
+)
+from lightning_pelt.data._file_rows import READERS
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.files import write_aside
 
-FORMAT = 1  # part of every cache key: raise it when the same file gives other tokens
+T = TypeVar("T")
 
-# Suffix -> builder of `datasets`, and its options. Tab-separated files have no quoting: every line
-# is a row, also with an unbalanced quotation mark.
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+FORMAT = 2  # part of every cache key: raise it when the same file gives other tokens
+SAMPLE = 5  # rows that are looked at to find texts that are printed lists
 
 
 class Table(NamedTuple):
-    """Rows, and the name of their source for errors."""
+    """Rows, and the name of their source for errors.
+
+    Attributes:
+        rows: as they were read.
+        source: the file, or the data set and its split.
+        encoded: whether the cells are JSON texts.
+    """
 
     rows: Dataset
     source: str
+    encoded: bool = False
+
+    def values(self, column: str, *, distinct: bool = False) -> list[Any]:
+        """The values of a column; without repetitions if ``distinct``."""
+        cells = self.rows.unique(column) if distinct else self.rows[column][:]
+        return [self._decoded(cell) for cell in cells]
+
+    def converted(self, index: int, cell: Any, column: str, kind: Callable[[Any], T]) -> T:
+        """The value of a cell after conversion with ``kind``.
+
+        Raises:
+            ValueError: it cannot be converted; the message names file, row (from 1) and column.
+        """
+        try:
+            return kind(self._decoded(cell))
+        except (TypeError, ValueError, RecursionError) as error:
+            where = f"{self.source}, row {index + 1}, column {column!r}"
+            raise ValueError(f"{where}: {error}") from None
+
+    def _decoded(self, cell: Any) -> Any:
+        return json.loads(cell) if self.encoded and cell is not None else cell
 
 
-def read_file(path: str | Path, *, strings: Sequence[str] = (), **options: Any) -> Table:
-    """The rows of a CSV, TSV, JSONL or Parquet file.
+def read_file(path: str | Path, *, header: Sequence[str] = ()) -> Table:
+    """The rows of a CSV, TSV, JSONL, JSON or Parquet file, cached by the content of the file.
 
     Args:
-        path: the file; its suffix is its format.
-        strings: columns that are read as strings if the file has no types.
-        options: further options of the builder.
+        path: the file, not a pattern; its suffix is its format.
+        header: the names of the columns, if a CSV or TSV file may lack a header.
 
     Raises:
         FileNotFoundError: the message names the most similar file in the folder.
-        ValueError: an unknown suffix, or a damaged file; the message names file, row and cause.
+        ValueError: an unknown suffix, or a file that is damaged or has no rows; the message names
+            file, row and cause.
     """
-    path = Path(path)
-    if path.suffix not in READERS:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder, expected a file{_files_in(path)}")
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise ValueError(f"{path}: {unknown('kind of file', path.suffix, READERS)}")
     if not path.is_file():
         files = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         near = get_close_matches(path.name, files, n=1)
         raise FileNotFoundError(f"no file {path}" + (f": did you mean {near[0]}?" if near else ""))
-    kind, defaults = READERS[path.suffix]
-    if kind == "csv":
-        defaults = {**defaults, "na_filter": False, "converters": dict.fromkeys(strings, str)}
-    with _errors_named(path):
-        rows = load_dataset(kind, data_files=str(path), split="train", **defaults, **options)
-    return Table(rows, str(path))
+    key = _digest(path, (FORMAT, suffix, tuple(header)))
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / "lightning_pelt" / key / "rows.arrow"
+    if not cached.is_file():
+        _write(READERS[suffix](path, header), path, cached)
+    try:
+        rows = Dataset.from_file(str(cached))
+    except (ValueError, NotImplementedError) as error:  # a type that `datasets` does not have
+        raise ValueError(f"{path}: {error}") from error
+    return Table(rows, str(path), encoded=suffix in (".json", ".jsonl"))
+
+
+def _files_in(folder: Path) -> str:
+    files = sorted(file.name for file in folder.glob("*") if file.suffix.lower() in READERS)
+    return f": name one of its files, such as {files[0]}" if files else ""
+
+
+def _digest(path: Path, options: tuple[object, ...]) -> str:
+    """A key of the content: another file of the same size and date has another key."""
+    digest = sha256(repr(options).encode())
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(table: pa.Table, path: Path, cached: Path) -> None:
+    """Write the rows where ``datasets`` can map them into memory.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(table):
+        raise ValueError(f"{path} has no rows")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(aside: Path) -> None:
+        with pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+
+    write_aside(cached, write)
 
 
 def read_hub(name: str, config: str | None, split: str, *, remedy: str) -> Table:
@@ -75,31 +141,6 @@ def read_hub(name: str, config: str | None, split: str, *, remedy: str) -> Table
     except OSError as error:
         raise OSError(f"the data set {name!r} cannot be reached ({error}). {remedy}") from error
     return Table(rows, f"{name} ({split})")
-
-
-@contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    """Re-raise errors of ``datasets`` with the file, the row and the cause."""
-    try:
-        yield
-    except StopIteration:
-        raise ValueError(f"{path} has no rows") from None
-    except Exception as error:
-        cause = str(error.__cause__ or error).strip()
-        row = _bad_line(path) if path.suffix == ".jsonl" else None
-        where = f"{path}, row {row}" if row else f"{path}"
-        raise ValueError(f"{where}: truncated or not a {path.suffix[1:]} file ({cause})") from error
-
-
-def _bad_line(path: Path) -> int | None:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                json.loads(line)
-            except ValueError:
-                if line.strip():
-                    return number
-    return None
 
 
 def check_column(table: Table, column: str) -> None:
@@ -126,18 +167,18 @@ def convert_columns(table: Table, columns: Mapping[str, Column], *, desc: str) -
     """
     for column in columns.values():
         check_column(table, column.name)
-    raw, source = table
+        if isinstance(column.kind, Text):
+            _check_texts(table, column)
+    raw = table.rows
 
     def convert(rows: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        converted: dict[str, list[Any]] = {name: [] for name in columns}
-        for name, column in columns.items():
-            for index, value in zip(indices, rows[column.name], strict=True):
-                try:
-                    converted[name].append(column.kind(value))
-                except (TypeError, ValueError) as error:
-                    where = f"{source}, row {index + 1}, column {column.name!r}"
-                    raise ValueError(f"{where}: {error}") from None
-        return converted
+        return {
+            name: [
+                table.converted(index, cell, column.name, column.kind)
+                for index, cell in zip(indices, rows[column.name], strict=True)
+            ]
+            for name, column in columns.items()
+        }
 
     return raw.map(
         convert,
@@ -150,71 +191,35 @@ def convert_columns(table: Table, columns: Mapping[str, Column], *, desc: str) -
     )
 
 
-class Column(NamedTuple):
-    """A column of a file, and how to convert its values."""
-
-    name: str
-    kind: Text | Number | Label
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text. It must not be blank, unless it ``may_be_empty``."""
-
-    may_be_empty: bool = False
-    dtype: ClassVar[str] = "string"
-
-    def __call__(self, value: Any) -> str:
-        text = "" if value is None else str(value)
-        if not self.may_be_empty and not text.strip():
-            raise ValueError("the text is empty")
-        return text
-
-
-@dataclass(frozen=True)
-class Number:
-    """A finite number."""
-
-    dtype: ClassVar[str] = "float32"
-
-    def __call__(self, value: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = nan
-        if not isfinite(number):
-            raise ValueError(f"{value!r} is not a number")
-        return number
-
-
-@dataclass(frozen=True)
-class Label:
-    """The index of a label, from its name or, if ``indexed``, also from the index itself."""
-
-    labels: tuple[str, ...]
-    indexed: bool = False
-    dtype: ClassVar[str] = "int64"
-
-    def __call__(self, value: Any) -> int:
-        text = "" if value is None else str(value)
-        if text in self.labels:
-            return self.labels.index(text)
-        if self.indexed and text.isdecimal() and int(text) < len(self.labels):
-            return int(text)
-        raise unknown("label", value, self.labels) if text else ValueError("the label is missing")
+def _check_texts(table: Table, column: Column) -> None:
+    """Check that the first texts of a column are not printed lists."""
+    cells = table.rows[:SAMPLE][column.name]
+    texts = [table.converted(i, c, column.name, column.kind) for i, c in enumerate(cells)]
+    if texts and all(is_printed(str(text)) for text in texts):
+        table.converted(0, cells[0], column.name, refuse_printed)
 
 
 def label_names(table: Table, column: str) -> list[str]:
     """The distinct labels of a column, sorted, as numbers if all of them are integers.
 
     A ``ClassLabel`` column of the hub keeps its own order.
+
+    Raises:
+        ValueError: a row has no label, or two labels look like one. The message names the file, the
+            row (from 1) and the column.
     """
     check_column(table, column)
     feature = table.rows.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    values = {str(value) for value in table.rows.unique(column) if value not in (None, "")}
-    return sorted(values, key=int if all(map(_is_integer, values)) else None)
+    cells = enumerate(table.rows[column][:])
+    names = {table.converted(index, cell, column, collected_label) for index, cell in cells}
+    ordered = sorted(names, key=int if all(map(_is_integer, names)) else None)
+    try:
+        check_distinct(ordered)
+    except ValueError as error:
+        raise ValueError(f"{table.source}, column {column!r}: {error}") from None
+    return ordered
 
 
 def _is_integer(text: str) -> bool:

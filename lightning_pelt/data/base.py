@@ -13,12 +13,14 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedTokenizerBase
 
+from lightning_pelt.anatomy.positions import backbone_position_limit
 from lightning_pelt.data._cache_key import cache_key, vocabulary_of
-from lightning_pelt.data._row_choice import hold_out, sample
+from lightning_pelt.data._row_choice import chosen, hold_out
 from lightning_pelt.data.bucket_sampler import BucketSampler, ResumableLoader
 from lightning_pelt.data.collator import Collate
 from lightning_pelt.utils.backbone import load_tokenizer
 
+ROW_NUMBERS = "row_numbers"  # attribute of rows to predict: their numbers in their source
 STAGES = {
     "fit": ("train", "dev"),
     "validate": ("dev",),
@@ -100,6 +102,7 @@ class TextDataModule(LightningDataModule, ABC):
         self.limit_eval = limit_eval
         self.holdout = holdout
         self._encoded: dict[str, Dataset] = {}
+        self.row_numbers: dict[str, np.ndarray] = {}  # of splits without all their rows
 
     @abstractmethod
     def read(self) -> dict[str, Dataset]:
@@ -121,14 +124,27 @@ class TextDataModule(LightningDataModule, ABC):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer."""
+        """The backbone's tokenizer.
+
+        Raises:
+            ValueError: ``max_length`` is more than the tokenizer or the backbone takes.
+        """
         tokenizer = load_tokenizer(self.backbone)
-        if self.max_length > tokenizer.model_max_length:
-            raise ValueError(
-                f"max_length is {self.max_length}, but {self.backbone!r} takes at most "
-                f"{tokenizer.model_max_length} tokens: lower max_length"
-            )
+        self._check_length("max_length", self.max_length, tokenizer.model_max_length)
+        self._check_length("max_length", self.max_length, self.positions)
         return tokenizer
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Number of tokens for which the backbone has positions; None without a limit."""
+        return backbone_position_limit(self.backbone)
+
+    def _check_length(self, argument: str, length: int, most: int | None) -> None:
+        if most is not None and length > most:
+            raise ValueError(
+                f"{argument} is {length}, but {self.backbone!r} takes at most {most} tokens: lower "
+                f"{argument}"
+            )
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
@@ -137,15 +153,25 @@ class TextDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: ``holdout`` takes all training rows or none, or there is no train split.
         """
+        self.row_numbers.clear()
         splits = self.read()
         if "train" in splits:
-            splits["train"] = sample(splits["train"], self.limit_train)
+            indices = chosen(len(splits["train"]), self.limit_train)
+            splits["train"] = self.keep("train", splits["train"], indices)
         if self.holdout is not None:
             splits["train"], splits["dev"] = hold_out(splits.get("train"), self.holdout)
-        return {
-            name: rows if name == "train" else sample(rows, self.limit_eval)
-            for name, rows in splits.items()
-        }
+        for name in splits.keys() - {"train"}:
+            splits[name] = self.keep(name, splits[name], chosen(len(splits[name]), self.limit_eval))
+        return splits
+
+    def keep(self, split: str, rows: Dataset, indices: np.ndarray | None) -> Dataset:
+        """Select rows of a split; None selects all. Numbers of rows to predict are remembered."""
+        if indices is None:
+            return rows
+        if split in STAGES["test"] + STAGES["predict"]:
+            numbers = self.row_numbers.get(split, np.arange(len(rows)))
+            self.row_numbers[split] = numbers[indices]
+        return rows.select(indices)
 
     def rows(self, split: str) -> Dataset:
         """The raw rows of ``split``, in the order of prediction.
@@ -193,7 +219,11 @@ class TextDataModule(LightningDataModule, ABC):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._sequential_loader("predict", self.eval_batch_size or self.batch_size)
+        loader = self._sequential_loader("predict", self.eval_batch_size or self.batch_size)
+        name = "predict" if "predict" in self.splits else "test"
+        # On the rows, since Lightning builds other loaders over them.
+        setattr(loader.dataset, ROW_NUMBERS, self.row_numbers.get(name))
+        return loader
 
     def _evaluation(self, split: str) -> DataLoader:
         return self._loader(split, self.eval_batch_size or self.batch_size)
@@ -214,14 +244,14 @@ class TextDataModule(LightningDataModule, ABC):
             return DataLoader(rows.remove_columns("length"), **options)
         loader = ResumableLoader(rows.remove_columns("length"), **options)
         if self.trainer is not None:
-            loader.processed = self._processed
+            loader.position = self._position
         return loader
 
-    def _processed(self) -> int:
-        """Number of batches of this epoch whose training step is complete."""
+    def _position(self) -> tuple[int, int]:
+        """The epoch of the trainer, and its number of complete batches."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return progress.processed  # type: ignore[attr-defined]
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return self.trainer.current_epoch, batches.ready
 
     def _sequential_loader(self, split: str, batch_size: int) -> DataLoader:
         """A loader with a plain sampler, which Lightning can distribute and track by row."""

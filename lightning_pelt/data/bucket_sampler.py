@@ -126,42 +126,50 @@ class BucketSampler(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A ``DataLoader`` over a :class:`BucketSampler` that resumes in the middle of an epoch.
 
-    Lightning stores ``state_dict()`` in its checkpoints and restores it before the first batch. The
-    state counts the yielded batches, so a checkpoint written after a step resumes with the next
-    batch. If ``processed`` is set, it limits the count: a batch whose step failed is repeated.
+    Lightning stores ``state_dict()`` in its checkpoints and restores it before it creates the first
+    iterator. In a fit the trainer decides which epoch's batches come, and from which one on a
+    resumed epoch continues, so that a batch whose step failed is repeated. Without a trainer the
+    state counts the yielded batches.
 
     Attributes:
-        processed: returns the number of batches of this epoch whose step is complete.
+        position: returns the epoch and the number of its complete batches; called before the first
+            batch of an iteration.
     """
 
     sampler: BucketSampler
     # Class attributes: Lightning may rebuild the loader from the arguments of its `__init__`.
-    yielded = 0
-    yielded_epoch = 0
-    processed: Callable[[], int] | None = None
+    position: Callable[[], tuple[int, int]] | None = None
+    _resumed = False
+    _yielded = 0
+    _yielded_epoch = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, so that workers start and the epoch is read at the first batch. Lightning
-        # creates the iterator before it calls `set_epoch`.
-        self.yielded, self.yielded_epoch = self.sampler.start, self.sampler.epoch
+        resumed, self._resumed = self._resumed, False
+        return self._batches(resumed)
+
+    def _batches(self, resumed: bool) -> Iterator[Any]:
+        # A generator, so that workers start and the position is read at the first batch. Lightning
+        # creates the iterator before it restarts its loops and calls `set_epoch`.
+        if self.position is not None:
+            self.sampler.epoch, done = self.position()
+            self.sampler.start = _within(done, len(self.sampler)) if resumed else 0
+        self._yielded, self._yielded_epoch = self.sampler.start, self.sampler.epoch
         for batch in super().__iter__():
-            self.yielded += 1
+            self._yielded += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, its number of completed batches, and the sizes that must match on resuming."""
-        done = self.sampler.start
-        if self.yielded_epoch == self.sampler.epoch:
-            done = min(self.yielded, self.processed()) if self.processed else self.yielded
+        """The epoch, its number of yielded batches, and the sizes that must match on resuming."""
+        current = self._yielded_epoch == self.sampler.epoch
         return {
             "epoch": self.sampler.epoch,
-            "batches": done,
+            "batches": self._yielded if current else self.sampler.start,
             "global_batch_size": self.sampler.global_batch_size,
             "rows": len(self.sampler.lengths),
         }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the batches that ``state`` counts."""
+        """Have the next iterator continue after the batches that ``state`` counts."""
         here = self.state_dict()
         for key in ("global_batch_size", "rows"):
             if state[key] != here[key]:
@@ -171,5 +179,11 @@ class ResumableLoader(DataLoader):
                     "others. Keep the data, and batch_size times the number of processes.",
                     stacklevel=2,
                 )
-        self.sampler.epoch = self.yielded_epoch = state["epoch"]
-        self.sampler.start = self.yielded = state["batches"]
+        self._resumed = True
+        self.sampler.epoch = self._yielded_epoch = state["epoch"]
+        self.sampler.start = self._yielded = state["batches"]
+
+
+def _within(done: int, length: int) -> int:
+    """The place in a loader that starts again when it ends before another of a CombinedLoader."""
+    return done % length if done > length else done

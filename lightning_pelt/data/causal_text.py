@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_pelt.data._table_io import Column, Text
+from lightning_pelt.data._columns import Column, Text
 from lightning_pelt.data.collator import IGNORED
 from lightning_pelt.data.table import TableDataModule
 
@@ -15,7 +15,8 @@ class CausalText(TableDataModule):
 
     With a ``prompt`` column a row is the prompt followed directly by the text. The tokens of the
     prompt get no loss, and prediction starts from the prompt alone. In a row that is too long the
-    beginning of the prompt is cut, so that the text remains.
+    beginning of the prompt is cut, so that the text remains. Lists of chat messages are refused:
+    render them with the tokenizer's ``apply_chat_template`` first.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
@@ -43,17 +44,13 @@ class CausalText(TableDataModule):
         self.prompt = prompt
         self.end = end
 
-    def strings(self) -> list[str]:
-        """Text and prompt."""
-        return [self.text, *([self.prompt] if self.prompt else [])]
-
     def columns(self, split: str) -> Mapping[str, Column]:
         """``text``, and ``prompt`` if there is one; a row to predict needs only the prompt."""
         columns = {}
         if self.prompt:
-            columns["prompt"] = Column(self.prompt, Text())
+            columns["prompt"] = Column(self.prompt, Text(spoken=True))
         if not self.prompt or split != "predict":
-            columns["text"] = Column(self.text, Text())
+            columns["text"] = Column(self.text, Text(spoken=True))
         return columns
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:

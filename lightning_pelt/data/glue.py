@@ -8,18 +8,10 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from lightning_pelt.data._columns import Column, Label, Number, Text
+from lightning_pelt.data._file_rows import READERS
 from lightning_pelt.data._glue_tasks import TASKS
-from lightning_pelt.data._table_io import (
-    READERS,
-    Column,
-    Label,
-    Number,
-    Table,
-    Text,
-    convert_columns,
-    read_file,
-    read_hub,
-)
+from lightning_pelt.data._table_io import Table, convert_columns, read_file, read_hub
 from lightning_pelt.data.base import TextDataModule
 from lightning_pelt.data.text_to_text import encode_targets
 from lightning_pelt.utils.errors import unknown
@@ -153,7 +145,8 @@ class GLUE(TextDataModule):
 
     def _labelled(self, table: Table) -> bool:
         column = _find_column(table, self.spec.label)
-        values = table.rows.unique(column) if column in table.rows.column_names else []
+        known = column in table.rows.column_names
+        values = table.values(column, distinct=True) if known else []
         return any(value is not None and str(value) not in UNLABELLED for value in values)
 
     def _table(self, split: str, *, optional: bool = False) -> Table | None:
@@ -168,11 +161,7 @@ class GLUE(TextDataModule):
                 f"{self._task_folder} has no {split.replace('validation', 'dev')} rows: expected a "
                 f"file of that name that ends in {', '.join(READERS)}"
             )
-        strings = [*self.spec.text, *self.spec.text2, *self.spec.label]
-        table = read_file(file, strings=strings)
-        if self.spec.header and not set(self.spec.text) & set(table.rows.column_names):
-            table = read_file(file, strings=strings, column_names=list(self.spec.header))
-        return table
+        return read_file(file, header=self.spec.header)
 
     @cached_property
     def _task_folder(self) -> Path:

@@ -12,8 +12,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_pelt.data._columns import Column
 from lightning_pelt.data._profile_index import ProfileIndex, profile_name
-from lightning_pelt.data._table_io import Column, check_column
+from lightning_pelt.data._table_io import check_column
 from lightning_pelt.data.base import TextDataModule
 from lightning_pelt.data.text import TextClassification
 from lightning_pelt.methods.xpeft import PROFILE
@@ -52,7 +53,8 @@ class Profiled(TextDataModule):
         for split, rows in splits.items():
             if PROFILE in rows.column_names:
                 selected = np.isin(rows[PROFILE][:], indices)
-                rows = rows if selected.all() else rows.select(np.flatnonzero(selected))
+                kept = None if selected.all() else np.flatnonzero(selected)
+                rows = self.keep(split, rows, kept)
             if len(rows) or split == "train":
                 chosen[split] = rows
             elif split == "predict":
@@ -159,18 +161,13 @@ class ProfileDataModule(Profiled, TextClassification):
         table = self.tables[split]
         check_column(table, self.profile_column)
         class_names = self._class_names(split)
-        counts = Counter(
-            profile_name(value, class_names) for value in table.rows[self.profile_column][:]
-        )
+        values = table.values(self.profile_column)
+        counts = Counter(profile_name(value, class_names) for value in values)
         return Counter({name: rows for name, rows in counts.items() if name})
 
     def _class_names(self, split: str) -> tuple[str, ...]:
         feature = self.tables[split].rows.features.get(self.profile_column)
         return tuple(feature.names) if isinstance(feature, ClassLabel) else ()
-
-    def strings(self) -> list[str]:
-        """The columns of the texts, and the profile, so that "007" is not "7"."""
-        return [*super().strings(), self.profile_column]
 
     def columns(self, split: str) -> Mapping[str, Column]:
         """The columns of the texts, and ``profile``, which rows to predict may lack."""

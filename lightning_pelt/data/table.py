@@ -9,14 +9,21 @@ from typing import Any
 
 from datasets import Dataset
 
-from lightning_pelt.data._table_io import Column, Table, convert_columns, read_file, read_hub
+from lightning_pelt.data._columns import Column
+from lightning_pelt.data._table_io import Table, convert_columns, read_file, read_hub
 from lightning_pelt.data.base import TextDataModule
 
 HUB_REMEDY = "Without a network, name files instead: train=, dev=, test= without dataset=."
 
 
 class TableDataModule(TextDataModule):
-    """Reads CSV, TSV, JSONL or Parquet files, or a data set that ``datasets`` can load.
+    """Reads CSV, TSV, JSONL, JSON or Parquet files, or a data set that ``datasets`` can load.
+
+    A path is a single file, never a pattern. Text files are UTF-8. Each row of a CSV or TSV file
+    has as many cells as the header; a TSV file has no quoting. JSONL and JSON files hold an object
+    per line, or a list of objects. No row is skipped, so that rows keep their numbers: a blank
+    line, a damaged row and a value that is no text, number or label are errors that name the file,
+    the row (from 1, without the header) and the column.
 
     Args:
         backbone: hub id or folder whose tokenizer is used.
@@ -62,10 +69,6 @@ class TableDataModule(TextDataModule):
     def columns(self, split: str) -> Mapping[str, Column]:
         """The columns of a row of ``split``, and the columns of the file that they come from."""
 
-    @abstractmethod
-    def strings(self) -> list[str]:
-        """The columns that are read as strings if a file has no types."""
-
     @cached_property
     def tables(self) -> dict[str, Table]:
         """The rows of each split as they are read."""
@@ -73,7 +76,7 @@ class TableDataModule(TextDataModule):
 
     def _table(self, location: str) -> Table:
         if self.dataset is None:
-            return read_file(location, strings=self.strings())
+            return read_file(location)
         return read_hub(self.dataset, self.config, location, remedy=HUB_REMEDY)
 
     def read(self) -> dict[str, Dataset]:

@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from datasets import ClassLabel
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_pelt.data._table_io import Column, Label, Number, Text, label_names
+from lightning_pelt.data._columns import Column, Label, Number, Text
+from lightning_pelt.data._table_io import label_names
 from lightning_pelt.data.table import TableDataModule
 
 
@@ -73,10 +75,6 @@ class TextClassification(TableDataModule):
             raise ValueError("the labels are unknown: give labels=[...], or train= to collect them")
         return label_names(self.tables["train"], self.label)
 
-    def strings(self) -> list[str]:
-        """Texts and label, so that "007" and "NA" are read literally."""
-        return [self.text, self.label, *([self.text2] if self.text2 else [])]
-
     def columns(self, split: str) -> Mapping[str, Column]:
         """``text``, ``text2`` for pairs, and ``label`` unless the split is predict."""
         columns = {"text": Column(self.text, Text())}
@@ -91,6 +89,18 @@ class TextClassification(TableDataModule):
             return Number()
         feature = self.tables[split].rows.features.get(self.label)
         return Label(tuple(self.labels), indexed=isinstance(feature, ClassLabel))
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenize the splits of ``stage``. Warn if all training rows have one label."""
+        super().setup(stage)
+        if stage == "fit" and self.labels is not None:
+            found = self.rows("train").unique("label")
+            if len(found) == 1:
+                name, source = self.labels[found[0]], self.tables["train"].source
+                rank_zero_warn(
+                    f"{source}, column {self.label!r}: all training rows have the label {name!r}, "
+                    "so there is nothing to learn"
+                )
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
         """Tokens, and the index of the label or the number."""

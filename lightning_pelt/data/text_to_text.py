@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_pelt.data._table_io import Column, Text
+from lightning_pelt.data._columns import Column, Text
 from lightning_pelt.data.table import TableDataModule
 
 
@@ -51,9 +52,16 @@ class TextToText(TableDataModule):
         """``label_names``."""
         return self.label_names
 
-    def strings(self) -> list[str]:
-        """Source and target."""
-        return [self.source, self.target]
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer.
+
+        Raises:
+            ValueError: ``max_length`` or ``max_target_length`` is more than the backbone takes.
+        """
+        if self.max_target_length is not None:
+            self._check_length("max_target_length", self.max_target_length, self.positions)
+        return super().tokenizer
 
     def columns(self, split: str) -> Mapping[str, Column]:
         """``source``, and ``target`` unless the split is predict."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from lightning_pelt.anatomy.attention_mask import once
+from lightning_pelt.anatomy.recording import INTERFACE
 from lightning_pelt.methods.submodule import Removable, refer
 
 
@@ -40,8 +41,12 @@ AttentionFunction = Callable[..., tuple[Tensor, Any]]
 
 def install() -> None:
     """Wrap the interface, once per process. Without prefixes the wrapper does nothing."""
-    if getattr(AttentionInterface.get_interface, "knows_prefixes", False):
-        return
+    with INTERFACE:
+        if not getattr(AttentionInterface.get_interface, "knows_prefixes", False):
+            _wrap()
+
+
+def _wrap() -> None:
     original = AttentionInterface.get_interface
 
     def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
@@ -80,14 +85,14 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Any,
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
     """The attention function called ``name``, with the prefix of ``module`` if it has one."""
     prefix: PrefixSource | None = module.__dict__.get(PREFIX)
     if prefix is None:
-        return function(module, query, key, value, mask, *args, **kwargs)
+        return function(module, query, key, value, *args, **kwargs)
+    mask, args = (args[0], args[1:]) if args else (kwargs.pop("attention_mask", None), ())
     if kwargs.get("cache") is not None:
         raise ValueError(
             "a prefix cannot be used with a paged cache, which is written inside the attention "
@@ -159,7 +164,7 @@ def extend_mask(
     """``mask`` with ``length`` columns in front that every query sees, for any kind of mask.
 
     Without a mask, a causal one is built for SDPA: SDPA aligns its causal triangle with the first
-    key, which belongs to the prefix, and would hide the last real tokens.
+    key, which then belongs to the prefix, and would hide the last real tokens.
     """
     if mask is None:
         return _causal_mask(length, module, query, keys, kwargs) if "sdpa" in name else None
@@ -185,7 +190,8 @@ def _causal_mask(
     queries = query.shape[2]
     if not causal or queries == 1:
         return None
-    rows = torch.arange(queries, device=query.device)[:, None] + (keys - queries)
+    # Aligned with the first key, as SDPA does it: a cache of fixed length has keys to come.
+    rows = torch.arange(queries, device=query.device)[:, None]
     visible = rows >= torch.arange(keys, device=query.device)[None]
     return F.pad(visible, (length, 0), value=True)[None, None]
 

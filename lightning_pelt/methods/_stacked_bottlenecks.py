@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods._bottleneck import Dense, extend
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._kronecker import Factors, Rule
 from lightning_pelt.methods._ops import add_product, match_dtype, refuse_reentrant
 from lightning_pelt.methods._sublayer_hooks import Placement, hook_sublayer
@@ -63,7 +64,6 @@ class StackedBottlenecks(Submodule):
     weight changes or moves.
     """
 
-    transient = ("made", "kept")
     rule: Rule | None
 
     def __init__(
@@ -77,8 +77,10 @@ class StackedBottlenecks(Submodule):
         super().__init__()
         self.runner, self.sites, self.shapes = runner, tuple(sites), list(shapes)
         refer(self, rule=rule)  # the root owns it
-        self.made: list[Dense | Thin] | None = None
-        self.kept: list[tuple[int, int]] | None = None
+        self.made: Current[list[Dense | Thin]] = Current(
+            f"the weights of the bottlenecks of {runner or 'the model'}", shared=True
+        )
+        self.kept: tuple[list[tuple[int, int]], list[Dense | Thin]] | None = None
         for shape in dict.fromkeys(shapes):
             count, key = shapes.count(shape), shape_key(shape)
             self.add_module(f"down_{key}", Factors(count, shape.d_in, shape.width, **kind))
@@ -97,13 +99,17 @@ class StackedBottlenecks(Submodule):
     def refresh(self) -> None:
         """Compute the weights for a forward, unless those of the last one are still valid."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            self.made, self.kept = self(), None
+            self.kept = None
+            self.made.set(self())
             return
-        current = self._versions()
-        if self.made is None or current is None or current != self.kept:
-            # Detached, since a view of a parameter requires a gradient even without grad mode.
-            self.made = [type(made)(*(tensor.detach() for tensor in made)) for made in self()]
-            self.kept = current
+        current, kept = self._versions(), self.kept
+        if kept is not None and kept[0] == current:
+            self.made.set(kept[1])
+            return
+        # Detached, since a view of a parameter requires a gradient even without grad mode.
+        made = [type(made)(*(tensor.detach() for tensor in made)) for made in self()]
+        self.kept = None if current is None else (current, made)
+        self.made.set(made)
 
     def _versions(self) -> list[tuple[int, int]] | None:
         shared = [] if self.rule is None else [self.rule.A]
@@ -148,9 +154,12 @@ class StackedBottlenecks(Submodule):
         Raises:
             RuntimeError: in reentrant activation checkpointing.
         """
-        assert self.made is not None
-        refuse_reentrant(self.made[index][0], "weights of the stack")
-        return self.made[index]
+        made = self.made.get()[index]
+        refuse_reentrant(made[0], "weights of the stack")
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}
 
 
 def whole(down: Factors, up: Factors, rule: Tensor, bias: Tensor, out: Tensor) -> Iterator[Dense]:

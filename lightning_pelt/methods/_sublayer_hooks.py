@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, PostNorm, Site
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import argument, first
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.utils.errors import unknown
@@ -85,11 +86,9 @@ class Sequential(SublayerHooks):
 class Parallel(SublayerHooks):
     """Parallel to a sublayer: reads its input and adds to its output."""
 
-    transient = ("input",)
-
     def __init__(self, net: nn.Module, site: Site) -> None:
         super().__init__(net, site)
-        self.input: Tensor | None = None
+        self.input: Current[Tensor] = Current(f"the input of {site.source.path}")
 
     def install(self, model: nn.Module) -> list[Removable]:
         source = model.get_submodule(self.site.source.path)
@@ -99,24 +98,22 @@ class Parallel(SublayerHooks):
         ]
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.input = argument(args, kwargs, self.site.source.argument)
+        self.input.set(argument(args, kwargs, self.site.source.argument))
 
     def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        assert self.input is not None
-        read, self.input = self.input, None
+        read = self.input.take()
         return first(output, lambda f: self(f, read))
 
 
 class TwiceNormed(SublayerHooks):
     """In front of the norm over sublayer plus residual; reads that norm's output for ``z = f``."""
 
-    transient = ("residual",)
     norm: nn.Module
 
     def __init__(self, net: nn.Module, site: Site, post_norm: PostNorm) -> None:
         super().__init__(net, site)
         self.post_norm, self.host = post_norm, post_norm.output
-        self.residual: Tensor | None = None
+        self.residual: Current[Tensor] = Current(f"the residual of {self.host}")
 
     def install(self, model: nn.Module) -> list[Removable]:
         refer(self, norm=model.get_submodule(self.post_norm.norm))
@@ -127,9 +124,7 @@ class TwiceNormed(SublayerHooks):
         ]
 
     def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.residual = argument(args, kwargs, self.post_norm.residual.argument)
+        self.residual.set(argument(args, kwargs, self.post_norm.residual.argument))
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        assert self.residual is not None
-        residual, self.residual = self.residual, None
-        return self(output, self.norm(output + residual))
+        return self(output, self.norm(output + self.residual.take()))

@@ -81,6 +81,7 @@ class Method(Configured, ABC):
     tunes_norms = False
     weight_decay = True
     mergeable = False
+    positions = 0  # of the model's table of positions, which it takes from the tokens
     batch_inputs = cast("tuple[str, ...]", ())
 
     # Where it goes and what it builds.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods.base import Cost, Method, Part, Place
-from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.gate import Gate, GateView, passes_by
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
 
 
@@ -63,14 +63,14 @@ class Bias(Submodule):
 
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        self.path, self.gate, self.output_rows = site.path, gate, OutputRows(site.channels)
+        self.site, self.gate, self.output_rows = site, gate, OutputRows(site.channels)
         self.bias = nn.Parameter(torch.zeros(site.d_out))
 
     def install(self, model: nn.Module) -> list[Removable]:
-        return [model.get_submodule(self.path).register_forward_hook(self._add)]
+        return [model.get_submodule(self.site.path).register_forward_hook(self._add)]
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self(output)
+        return output if passes_by(self.gate, self.site, args[0]) else self(output)
 
     def forward(self, output: Tensor) -> Tensor:
         """(..., d_out) -> (..., d_out)."""

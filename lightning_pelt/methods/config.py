@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from lightning_pelt.methods._argument_types import refuse_wrong_types
 from lightning_pelt.utils.errors import unknown
 
 
@@ -67,7 +68,7 @@ def rebuild(value: Any) -> Any:
     never makes Python import a module.
 
     Raises:
-        ValueError: an unknown class or argument.
+        ValueError: an unknown class or argument, or an argument of another type.
     """
     if isinstance(value, list):
         return [rebuild(item) for item in value]
@@ -77,10 +78,15 @@ def rebuild(value: Any) -> Any:
         cls, given = _find_class(value["class_path"]), value.get("init_args", {})
     else:
         cls, given = _nested_class(value), value
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{cls.__name__} has init_args={given!r}, expected values by name")
     arguments = {name: rebuild(item) for name, item in given.items()}
+    refuse_wrong_types(cls, arguments)
     try:
         return cls(**arguments)
-    except TypeError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # a constructor of another package may raise anything
         raise ValueError(f"{cls.__name__} cannot be built from {arguments}: {error}") from error
 
 
@@ -107,7 +113,7 @@ def _needs_nothing(cls: Any) -> bool:
 
 def _find_class(path: str) -> type[Configured]:
     """The configured class at ``path``. This package's classes are found by their public names."""
-    module, _, name = path.rpartition(".")
+    module, _, name = str(path).rpartition(".")
     package = sys.modules[__name__.partition(".")[0]]
     found = getattr(sys.modules.get(module), name, None)
     if not _is_configured(found) and module.partition(".")[0] == package.__name__:

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_pelt.anatomy import OUTPUT, MaskArgument, Source
-from lightning_pelt.anatomy.attention_mask import once, real_tokens
+from lightning_pelt.anatomy import OUTPUT, Site, Source
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import argument, first_tensor
 from lightning_pelt.methods.config import Nested
+from lightning_pelt.methods.padding import Padding
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.utils.errors import unknown
 
@@ -62,49 +63,6 @@ class Gate(Nested):
             raise ValueError(f"init_std is {self.init_std}: a standard deviation is at least 0")
 
 
-class Padding:
-    """The mask and batch size of one attention, for the gates that pool in its block.
-
-    They are read from the arguments of the attention module. Activation checkpointing repeats that
-    call, so that a recomputed gate sees the same mask.
-    """
-
-    def __init__(self, where: MaskArgument) -> None:
-        self.where = where
-        self.mask: Any = None
-        self.batch = 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "mask": None}  # of the current forward
-
-    def install(self, model: nn.Module) -> list[Removable]:
-        host = model.get_submodule(self.where.path)
-        return [host.register_forward_pre_hook(self._keep, with_kwargs=True)]
-
-    def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = args[self.where.position] if len(args) > self.where.position else None
-        self.mask = kwargs.get(self.where.name, given)
-        self.batch = (args[0] if args else next(iter(kwargs.values()))).shape[0]
-
-    def real(self) -> Tensor | None:
-        """(B, T) or (1, T), true where a token is real; None when nothing is padded."""
-        return real_tokens(self.mask)
-
-    def weights(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """1 for every real one of the last ``tokens``, (B, tokens, 1), and their count, (B, 1, 1).
-
-        In cached decoding, the first columns of a mask belong to past tokens.
-        """
-
-        def count() -> tuple[Tensor, Tensor]:
-            real = real_tokens(self.mask)
-            assert real is not None
-            weights = real[:, -tokens:, None].float()
-            return weights, weights.sum(1, keepdim=True).clamp(min=1)
-
-        return once(self.mask, ("weights", tokens), count)
-
-
 class GateLayer(Submodule):
     """All gates that read one tensor, as one matrix product.
 
@@ -120,8 +78,6 @@ class GateLayer(Submodule):
         source: the tensor that they read; None if a submodule passes it to :meth:`GateView.on`.
         padding: the mask of their block, for pooled gates.
     """
-
-    transient = ("live",)
 
     open: Tensor
 
@@ -140,7 +96,8 @@ class GateLayer(Submodule):
         self.gate, self.pool, self.width = gate, pool, width
         self.openness = [1.0] * len(self.names)  # a copy on the host, which reads without a sync
         self.source, self.padding = source, padding
-        self.live: tuple[Tensor, ...] | None = None  # of each gate
+        self.live: Current[tuple[Tensor, ...]] = Current(f"gate {', '.join(names)}")  # by gate
+        self.read: Current[Tensor] | None = None  # what the gates read, where that matters
         self.last: Tensor | None = None
         for name in self.names if gate.learned else ():
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(1, width)))
@@ -148,6 +105,10 @@ class GateLayer(Submodule):
         self.register_buffer("open", torch.ones(len(self.names)))
         self.register_load_state_dict_post_hook(_mirror_openness)
         self.reset_parameters()
+
+    def remember_input(self) -> None:
+        """Keep what the gates read, for :func:`passes_by`."""
+        self.read = Current(f"what gate {', '.join(self.names)} reads")
 
     def reset_parameters(self) -> None:
         for index in range(len(self.names)):
@@ -190,17 +151,22 @@ class GateLayer(Submodule):
             gates = torch.sigmoid(scores) * self.open.float()
             pooled = gates if self.pool == "token" else self._pooled(gates)
             gates, self.last = self._spread(pooled, gates), pooled.detach()
-        self.live = gates.split(1, -1)
+        self.live.set(gates.split(1, -1))
+        if self.read is not None:
+            self.read.set(x)
         return gates
 
     def _pooled(self, gates: Tensor) -> Tensor:
         """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
         if gates.dim() == 2:
-            gates = gates.unflatten(0, (self.padding.batch if self.padding else len(gates), -1))
+            batch = self.padding.given.get().batch if self.padding else len(gates)
+            gates = gates.unflatten(0, (batch, -1))
         rows = gates.flatten(1, -2)
-        if self.padding is None or self.padding.mask is None or self.pool == "all":
+        masked = self.padding is not None and self.pool == "masked"
+        found = self.padding.weights(rows.shape[1]) if masked else None  # type: ignore[union-attr]
+        if found is None:
             return rows.mean(1, keepdim=True)
-        weights, count = self.padding.weights(rows.shape[1])
+        weights, count = found
         return (rows * weights).sum(1, keepdim=True) / count
 
     def _spread(self, pooled: Tensor, gates: Tensor) -> Tensor:
@@ -237,11 +203,13 @@ class GateView:
         return self.read()
 
     def read(self) -> Tensor:
-        """The gate in the current forward: (B, 1, 1) pooled, (B, T, 1) per token."""
-        assert self.layer.live is not None, (
-            f"gate {self.name} has not seen its input: a method with gate_width() calls gate.on(x)"
-        )
-        return self.layer.live[self.index]
+        """The gate in the current forward: (B, 1, 1) pooled, (B, T, 1) per token.
+
+        Raises:
+            RuntimeError: the gate has not seen its input. A method with
+                :meth:`~lightning_pelt.methods.base.Method.gate_width` calls :meth:`on`.
+        """
+        return self.layer.live.get()[self.index]
 
     @property
     def value(self) -> Tensor | None:
@@ -277,3 +245,14 @@ class GateView:
 
     def __repr__(self) -> str:
         return f"GateView({self.name!r}, open={self.open:g})"
+
+
+def passes_by(gate: GateView | None, site: Site, x: Tensor) -> bool:
+    """Whether the layer at ``site`` runs on an ``x`` that its gate has not read.
+
+    The queries and keys of DeBERTa-v3 are projections of the tokens and of the relative positions.
+    A gated submodule changes those of the tokens.
+    """
+    if gate is None or not site.repeated or gate.layer.read is None:
+        return False
+    return gate.layer.read.get() is not x

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods.base import Cost, Method, Part, Place
-from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.gate import Gate, GateView, passes_by
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
 
 
@@ -64,21 +64,21 @@ class Rescale(Submodule):
 
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
-        self.path, self.gate, self.output_rows = site.path, gate, OutputRows(site.channels)
+        self.site, self.gate, self.output_rows = site, gate, OutputRows(site.channels)
         self.on_input = _on_input(site)
         self.vector = nn.Parameter(torch.ones(site.d_in if self.on_input else site.d_out))
 
     def install(self, model: nn.Module) -> list[Removable]:
-        host = model.get_submodule(self.path)
+        host = model.get_submodule(self.site.path)
         if self.on_input:
             return [host.register_forward_pre_hook(self._scale_input)]
         return [host.register_forward_hook(self._scale_output)]
 
     def _scale_input(self, module: nn.Module, args: tuple) -> tuple:
-        return (self(args[0]), *args[1:])
+        return args if passes_by(self.gate, self.site, args[0]) else (self(args[0]), *args[1:])
 
     def _scale_output(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self(output)
+        return output if passes_by(self.gate, self.site, args[0]) else self(output)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods.base import Method
-from lightning_pelt.methods.gate import GateView
+from lightning_pelt.methods.gate import GateView, passes_by
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate
 
 
@@ -68,8 +67,6 @@ class LinearUpdate(Submodule):
                 return self.scale * x
     """
 
-    transient: ClassVar[tuple[str, ...]] = ()
-
     def __init__(self, site: Site, gate: GateView | None) -> None:
         super().__init__()
         self.site, self.gate, self.output_rows = site, gate, OutputRows(site.channels)
@@ -86,7 +83,7 @@ class LinearUpdate(Submodule):
         return [model.get_submodule(self.site.path).register_forward_hook(self._add)]
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self(output, args[0])
+        return output if passes_by(self.gate, self.site, args[0]) else self(output, args[0])
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """output (..., width), x (..., d_in) -> (..., width)."""

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_pelt.anatomy import Site, Source
+from lightning_pelt.anatomy import Site
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import add_product, argument, match_dtype
 from lightning_pelt.methods.base import Cost, Part, Place
-from lightning_pelt.methods.gate import Gate, GateView
+from lightning_pelt.methods.gate import Gate, GateView, passes_by
 from lightning_pelt.methods.linear import LinearMethod
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate, refer
 
@@ -79,7 +80,7 @@ class LoRA(LinearMethod):
         return replace(self, r=size, alpha=LoRA.alpha / LoRA.r * size)
 
     def build(self, place: Place) -> list[Part]:
-        down = LoRADown(self, place.sites[0].source, len(place.sites))
+        down = LoRADown(self, place.sites)
         parts = [Part(place.sites[0].source.path, f"{self.name}_down", down)]
         paths = dict.fromkeys(site.path for site in place.sites)
         for path in paths:
@@ -93,15 +94,15 @@ class LoRA(LinearMethod):
 class LoRADown(Submodule):
     """The down-projections A of all sites that read one tensor, as one matrix product."""
 
-    transient = ("low",)
-
-    def __init__(self, method: LoRA, source: Source, sites: int) -> None:
+    def __init__(self, method: LoRA, sites: Sequence[Site]) -> None:
         super().__init__()
-        self.source = source
-        self.A = nn.Parameter(torch.empty(sites * method.r, source.width))
+        self.source = sites[0].source
+        self.A = nn.Parameter(torch.empty(len(sites) * method.r, self.source.width))
         self.dropout = nn.Dropout(method.dropout) if method.dropout else None
         self.rank = method.r
-        self.low: tuple[Tensor, ...] | None = None  # of each site
+        self.low: Current[tuple[Tensor, ...]] = Current(f"A x of {self.source.path}")  # by site
+        repeated = any(site.repeated for site in sites)
+        self.read: Current[Tensor] | None = Current(self.source.path) if repeated else None
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -109,7 +110,16 @@ class LoRADown(Submodule):
         return [host.register_forward_pre_hook(self._read, with_kwargs=True)]
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.low = self(argument(args, kwargs, self.source.argument)).split(self.rank, -1)
+        x = argument(args, kwargs, self.source.argument)
+        self.low.set(self(x).split(self.rank, -1))
+        if self.read is not None:
+            self.read.set(x)
+
+    def of(self, x: Tensor) -> tuple[Tensor, ...]:
+        """A x of each site, for the input ``x`` (B, T, d_in) of its layer."""
+        if self.read is None or self.read.get() is x:
+            return self.low.get()
+        return self(x).split(self.rank, -1)  # the layer runs on another tensor too
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_in) -> (B, T, sites x r)."""
@@ -135,6 +145,7 @@ class LoRAUp(Submodule):
         super().__init__()
         self.rank, self.scale, self.path = method.r, method.scale, sites[0].path
         self.indices, self.gates = list(indices), list(gates)
+        self.site = sites[0]
         self.keys = [site.label.replace(".", "_") for site in sites]
         self.output_rows = nn.ModuleList(OutputRows(site.channels) for site in sites)
         refer(self, down=down)
@@ -145,12 +156,13 @@ class LoRAUp(Submodule):
         return [model.get_submodule(self.path).register_forward_hook(self._add)]
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self(output)
+        if any(passes_by(gate, self.site, args[0]) for gate in self.gates):
+            return output
+        return self(output, args[0])
 
-    def forward(self, output: Tensor) -> Tensor:
-        """(B, T, d_out) -> (B, T, d_out)."""
-        low = self.down.low
-        assert low is not None
+    def forward(self, output: Tensor, x: Tensor) -> Tensor:
+        """output (B, T, d_out), x (B, T, d_in) -> (B, T, d_out)."""
+        low = self.down.of(x)
         pairs = zip(self.indices, self.gates, strict=True)
         parts = [self._scaled(low[index], gate) for index, gate in pairs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods import _prefix_attention
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import refuse_reentrant
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.gate import Gate, GateView
@@ -133,8 +134,6 @@ class PrefixEncoder(Submodule):
     second, ...: the authors' flattening order.
     """
 
-    transient = ("prefixes",)
-
     def __init__(self, method: Prefix, anatomy: Anatomy, sites: Sequence[Site]) -> None:
         super().__init__()
         assert method.mlp is not None
@@ -144,7 +143,9 @@ class PrefixEncoder(Submodule):
         self.table = nn.Parameter(torch.empty(method.length, anatomy.width))
         self.up = nn.Linear(anatomy.width, method.mlp)
         self.out = nn.Linear(method.mlp, sum(self.widths))
-        self.prefixes: tuple[Tensor, ...] | None = None
+        self.prefixes: Current[tuple[Tensor, ...]] = Current(
+            f"the output of the prefix MLP of {self.runner or 'the model'}", shared=True
+        )
         for weight in (self.table, self.up.weight, self.out.weight):
             nn.init.normal_(weight, std=method.init_std)
         nn.init.zeros_(self.up.bias)
@@ -155,7 +156,7 @@ class PrefixEncoder(Submodule):
 
     def _refresh(self, module: nn.Module, args: tuple) -> None:
         # Before the first block, so outside of what activation checkpointing recomputes.
-        self.prefixes = self().split(self.widths, -1)
+        self.prefixes.set(self().split(self.widths, -1))
 
     def forward(self) -> Tensor:
         """-> (length, sum of the widths of all keys and values)."""
@@ -170,9 +171,9 @@ class PrefixEncoder(Submodule):
         Raises:
             RuntimeError: in reentrant activation checkpointing.
         """
-        assert self.prefixes is not None
-        refuse_reentrant(self.prefixes[0], "prefix MLP", instead=", or Prefix(mlp=None)")
-        return self.prefixes[2 * index], self.prefixes[2 * index + 1]
+        prefixes = self.prefixes.get()
+        refuse_reentrant(prefixes[0], "prefix MLP", instead=", or Prefix(mlp=None)")
+        return prefixes[2 * index], prefixes[2 * index + 1]
 
 
 class PrefixKV(Submodule):
@@ -220,7 +221,7 @@ class PrefixKV(Submodule):
         if encoder is None:
             return None
         with torch.no_grad():
-            encoder.prefixes = encoder().split(encoder.widths, -1)
+            encoder.prefixes.set(encoder().split(encoder.widths, -1))
         key, value = encoder.of(self.index)
         return {"key": key, "value": value}
 

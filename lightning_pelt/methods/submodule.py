@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +39,29 @@ class Submodule(nn.Module, ABC):
     The hooks are bound methods of the submodule, never closures, so that a model with submodules
     can be deep-copied, pickled (``ddp_spawn``), compiled and checkpointed.
 
+    What one hook leaves for another in the same forward is kept in a
+    :class:`~lightning_pelt.methods._current.Current`, never in a plain attribute: several threads
+    may run one model.
+
     Attributes:
-        transient: names of attributes that hold tensors of the current forward. They belong to an
-            autograd graph and are left out when the module is copied or pickled.
         temperature: of a softmax that may be annealed; None if there is none.
         sized_by_labels: whether its number of parameters depends on the number of labels.
     """
 
-    transient: ClassVar[tuple[str, ...]] = ()
     temperature: float | None = None
     sized_by_labels: ClassVar[bool] = False
 
     @abstractmethod
     def install(self, model: nn.Module) -> list[Removable]:
         """Register this submodule's hooks on the modules of ``model`` that it extends."""
+
+    def trial(self, rows: int) -> AbstractContextManager[None]:
+        """A context in which the model runs on ``rows`` rows that lack what this method reads.
+
+        ``attach`` tries a plan on inputs of the model alone, without those of
+        :attr:`Method.batch_inputs`.
+        """
+        return nullcontext()
 
     def folded_state(self) -> dict[str, Tensor] | None:
         """Its tensors after training, where they differ; {} if nothing remains; None if equal."""
@@ -71,9 +81,6 @@ class Submodule(nn.Module, ABC):
         All other parameters are clipped together by their common norm.
         """
         return []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: None if k in self.transient else v for k, v in self.__dict__.items()}
 
 
 class OutputRows(nn.Module):

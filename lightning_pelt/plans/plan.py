@@ -51,28 +51,32 @@ class Group(Nested):
         """
         if self.blocks == "all":
             return list(range(depth))
-        asked = _ranges(self.blocks) if isinstance(self.blocks, str) else list(self.blocks)
-        for number in asked:
+        if isinstance(self.blocks, str):
+            ranges = _ranges(self.blocks)
+        else:
+            ranges = [(number, number) for number in self.blocks]
+        for number in (end for ends in ranges for end in ends):
             if not -depth <= number < depth:
                 raise ValueError(
                     f"block {number} does not exist: the stack has the blocks 0 to {depth - 1}; "
                     f"the nearest is {depth - 1 if number > 0 else 0}"
                 )
-        return sorted({number % depth for number in asked})
+        return sorted({n % depth for first, last in ranges for n in range(first, last + 1)})
 
 
-def _ranges(text: str) -> list[int]:
-    numbers: list[int] = []
+def _ranges(text: str) -> list[tuple[int, int]]:
+    """The first and the last number of every range."""
+    ranges = []
     for piece in text.split(","):
         start, dash, end = piece.strip().partition("-")
         try:
-            numbers += range(int(start), int(end if dash else start) + 1)
+            ranges.append((int(start), int(end if dash else start)))
         except ValueError:
             raise ValueError(
                 f"blocks={text!r} is not a range: write 'all', a list of numbers, or ranges such "
                 "as '0-3,6'"
             ) from None
-    return numbers
+    return ranges
 
 
 class Placed(NamedTuple):
@@ -208,8 +212,9 @@ def from_config(config: Mapping[str, Any]) -> Plan:
     """
     plan = rebuild(config)
     if not isinstance(plan, Plan):
+        found = config.get("class_path") if isinstance(config, Mapping) else config
         raise ValueError(
-            f"{config.get('class_path')!r} is not a plan: give the configuration of a plan, such "
-            "as lightning_pelt.Plan"
+            f"{found!r} is not a plan: give the configuration of a plan, such as "
+            "lightning_pelt.Plan"
         )
     return plan

@@ -8,22 +8,39 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import BindParameter, Connection, Table, bindparam, delete, func, insert, select
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    type_coerce,
+)
+from sqlalchemy.types import NullType
 
+from lightning_pelt.profiles._errors import (
+    REMEDY,
+    DamagedStore,
+    named_errors,
+    read_only,
+)
 from lightning_pelt.profiles._row_codec import decode
 from lightning_pelt.profiles._schema import (
-    DamagedStore,
-    damage_reported,
     deleted,
     history,
     info,
+    is_writable,
     open_engine,
     profiles,
 )
-from lightning_pelt.profiles.profile import Profile
+from lightning_pelt.profiles.profile import Profile, is_digest
 
 PAGE = 5000  # ids per query of an iteration
 QUERY = 500  # ids that one query names
+_NOT_UTF8 = "\ufffd"  # takes the place of bytes that are not UTF-8
 # Writers run one after another; readers do not wait.
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
@@ -32,7 +49,13 @@ _LOCK = {
 
 # Built once, since SQLAlchemy takes as long to build a statement as SQLite to run it.
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_ROWS_BY_ID = {table: select(table).where(table.c.id.in_(_IDS)) for table in (profiles, history)}
+_ROWS_BY_ID = {
+    # Values as the driver returns them: SQLAlchemy would convert a number to that many bytes.
+    table: select(*(type_coerce(column, NullType()) for column in table.c)).where(
+        table.c.id.in_(_IDS)
+    )
+    for table in (profiles, history)
+}
 _VERSIONS_BY_ID = {
     table: select(table.c.id, table.c.version).where(table.c.id.in_(_IDS))
     for table in (profiles, deleted)
@@ -59,22 +82,32 @@ class Database:
 
     @property
     def bank(self) -> str | None:
-        """The digest of the bank of all profiles. Once it is set, it never changes."""
+        """The digest of the bank of all profiles. Once it is set, it never changes.
+
+        Raises:
+            DamagedStore: see :func:`bank_of`.
+        """
         if self._bank is None:
             with self.reading() as connection:
-                self._bank = bank_of(connection)
+                self._bank = bank_of(connection, self.name)
         return self._bank
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection for queries."""
-        with damage_reported(self.name), self._reader.connect() as connection:
+        with named_errors(self.name), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that starts when no other writer has one."""
-        with damage_reported(self.name), self.engine.begin() as connection:
+        """A transaction that starts when no other writer has one.
+
+        Raises:
+            PermissionError: the database is read-only.
+        """
+        if self.kind == "sqlite" and not is_writable(Path(self.name)):
+            raise read_only(self.name)
+        with named_errors(self.name), self.engine.begin() as connection:
             connection.exec_driver_sql(_LOCK[self.kind])
             yield connection
 
@@ -101,22 +134,55 @@ class Database:
                 self._fetch(table, [id], rows, lost)
 
     def iterate(self, table: Table, batch: int = 1000) -> Iterator[ReadResult]:
-        """All rows in the order of their ids; no statement stays open between two batches."""
+        """All rows in the order of their ids; no statement stays open between two batches.
+
+        Raises:
+            DamagedStore: as :meth:`ids`.
+        """
         for ids in chunks(self.ids(table), batch):
-            yield from sorted(self.read(table, ids), key=lambda read: read[0])
+            read = self.read(table, ids)
+            found = {id for id, _, _ in read}
+            # Other ids without a row were deleted in the meantime.
+            lost = [id for id in ids if id not in found and _NOT_UTF8 in id]
+            read += [(id, 0, "its id has bytes that are not UTF-8") for id in lost]
+            yield from sorted(read, key=lambda read: read[0])
 
     def ids(self, table: Table) -> Iterator[str]:
-        """The distinct ids, in the order of code points."""
-        after = ""
+        """The distinct ids, in the order of code points.
+
+        Raises:
+            DamagedStore: the index of the ids is damaged, or rows have an id that is not text. The
+                other ids have been returned before.
+        """
+        after, damaged = "", set[str]()
         while True:
             query = select(table.c.id).distinct().where(table.c.id > after)
             with self.reading() as connection:
                 query = query.order_by(table.c.id).limit(PAGE)
                 page = connection.execute(query).scalars().all()
-            yield from page
-            if not page or page[-1] <= after:  # the order is wrong if an id is damaged
-                return
-            after = page[-1]
+            texts = [id for id in page if isinstance(id, str) and id not in damaged]
+            yield from texts
+            damaged.update(id for id in texts if _NOT_UTF8 in id)
+            if len(page) < PAGE:
+                break
+            # The database compares the bytes of an id, which those of a damaged one are not.
+            last = max((id for id in texts if _NOT_UTF8 not in id), default="")
+            if last <= after:
+                raise DamagedStore(f"{self.name} is damaged: its index of ids is wrong. {REMEDY}")
+            after = last
+        self._check_ids_are_text(table)
+
+    def _check_ids_are_text(self, table: Table) -> None:
+        if self.kind != "sqlite":  # which stores a value of any type in any column
+            return
+        query = select(func.count()).where(func.typeof(table.c.id) != "text")
+        with self.reading() as connection:
+            wrong = connection.execute(query).scalar_one()
+        if wrong:
+            raise DamagedStore(
+                f"{self.name} is damaged: {wrong} rows have an id that is not text. All other "
+                f"profiles can be read; {REMEDY}"
+            )
 
     def count(self, table: Table) -> int:
         """Number of rows."""
@@ -135,14 +201,23 @@ class Database:
         return [line for line in lines if line != "ok"]
 
 
-def bank_of(connection: Connection) -> str | None:
-    """The digest of the bank of all profiles."""
-    return connection.execute(select(info.c.value).where(info.c.key == "bank")).scalar()
+def bank_of(connection: Connection, name: str) -> str | None:
+    """The digest of the bank of all profiles in the store ``name``.
+
+    Raises:
+        DamagedStore: there are profiles, and the stored value is missing or not a digest.
+    """
+    found = connection.execute(select(info.c.value).where(info.c.key == "bank")).scalar()
+    if is_digest(found):
+        return found
+    if found is None and connection.execute(select(profiles.c.id).limit(1)).first() is None:
+        return None
+    raise DamagedStore(f"{name} is damaged: {found!r} is not the digest of a bank. {REMEDY}")
 
 
-def latest_versions(connection: Connection, table: Table, ids: Iterable[str]) -> dict[str, int]:
-    """The version of each id, in a table with one row per id."""
-    found: dict[str, int] = {}
+def latest_versions(connection: Connection, table: Table, ids: Iterable[str]) -> dict[str, Any]:
+    """The version of each id, in a table with one row per id. A damaged one may be any value."""
+    found: dict[str, Any] = {}
     for batch in chunks(ids, QUERY):
         rows = connection.execute(_VERSIONS_BY_ID[table], {"ids": batch})
         found.update((id, version) for id, version in rows)

@@ -6,6 +6,7 @@ whole bytes.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -94,12 +95,18 @@ def unpack(packed: Sequence[bytes]) -> NDArray:
     """The masks of several profiles with equal headers: bool or float32 of (P, L, 2, N).
 
     Raises:
-        ValueError: a length, a number of selected adapters, padding or a weight is wrong. The
-            message names the block and side of a wrong row.
+        ValueError: a length, a size, the scale, a number of selected adapters, padding or a weight
+            is wrong. The message names the block and side of a wrong row.
     """
     header = read_header(packed[0])
     for one in packed:
         check_length(one, header)
+    if 0 in (header.blocks, header.size):
+        raise ValueError(
+            f"the profile is empty: it has {header.blocks} blocks and {header.size} adapters"
+        )
+    if not 0 < header.scale < math.inf:
+        raise ValueError(f"the scale is {header.scale}, expected a positive number")
     together = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
     rows = together[:, HEADER_SIZE:].reshape(len(packed), header.blocks, 2, header.row_bytes)
     if header.mode == SOFT:

@@ -6,70 +6,17 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lightning_pelt.profiles._errors import MAX_NAMED, DamagedProfile
 from lightning_pelt.profiles._mask_codec import HEADER_SIZE, pack, read_header, unpack
 from lightning_pelt.profiles.profile import Profile
 
-MAX_NAMED = 10  # ids that a message names
 MAX_ID_LENGTH = 200
+MAX_VERSION = 2**31 - 1  # PostgreSQL's integer
 _CHECKED = struct.Struct("<qiii")
-
-
-class UnknownProfile(KeyError):
-    """The store does not have some profiles, or some versions of one.
-
-    Attributes:
-        ids: of the profiles.
-
-    Example:
-        >>> UnknownProfile("the store has no profile 'ann'", ["ann"]).ids
-        ('ann',)
-    """
-
-    def __init__(self, message: str, ids: Sequence[str]) -> None:
-        super().__init__(message, tuple(ids))  # the arguments with which it is unpickled
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return self.args[1]
-
-    def __str__(self) -> str:
-        return self.args[0]  # a KeyError shows its repr
-
-
-class DamagedProfile(ValueError):
-    """Some rows differ from what was written; all other profiles can be read.
-
-    Attributes:
-        reasons: the damage, by id.
-
-    Example:
-        >>> DamagedProfile({"ann": "its checksum does not match"}).reasons
-        {'ann': 'its checksum does not match'}
-    """
-
-    def __init__(self, reasons: Mapping[str, str]) -> None:
-        super().__init__(dict(reasons))  # the arguments with which it is unpickled
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        return self.args[0]
-
-    def __str__(self) -> str:
-        named = "; ".join(f"{id!r}: {why}" for id, why in islice(self.reasons.items(), MAX_NAMED))
-        return (
-            f"damaged: {named}{and_more(self.reasons)}. Put the profile again or delete it; all "
-            "other profiles can be read, and verify() lists the damaged ones"
-        )
-
-
-def and_more(items: Sequence[str] | Mapping[str, str]) -> str:
-    """The number of items that a message does not name."""
-    return f" and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
 
 
 class EncodedProfile(NamedTuple):
@@ -132,7 +79,7 @@ def decode(rows: Sequence[Any], bank: str) -> list[Profile | str]:
             matches = row_checksum(id, version, masks, norm, head, bank=bank) == checksum
         except (TypeError, AttributeError, ValueError, struct.error):  # a value of another type
             matches = False
-        if matches:
+        if matches and is_version(version):
             groups.setdefault(masks[:HEADER_SIZE], []).append(index)
         else:
             result[index] = "its checksum does not match: a bit was flipped, or rows were swapped"
@@ -159,26 +106,31 @@ def _unpack_group(rows: Sequence[Any], bank: str) -> list[Profile | str]:
         return [_unpack_group([row], bank)[0] for row in rows]
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], bank: str) -> None:
-    """Raise a ``DamagedProfile`` if rows that are to be written could not be read."""
+def check_rows(rows: Sequence[Mapping[str, Any]], bank: str, source: str) -> None:
+    """Raise a ``DamagedProfile`` if rows from ``source`` could not be read once written."""
     columns = ("id", "version", "masks", "norm", "head", "checksum")
     decoded = decode([[row[name] for name in columns] for row in rows], bank)
     bad = {row["id"]: one for row, one in zip(rows, decoded, strict=True) if isinstance(one, str)}
     if bad:
-        raise DamagedProfile(bad)
+        raise DamagedProfile(bad, source)
 
 
-def require_profile(id: str, profile: Profile | str) -> Profile:
-    """``profile``, or a ``DamagedProfile`` if it is the damage of a row."""
+def require_profile(id: str, profile: Profile | str, store: str) -> Profile:
+    """``profile``, or a ``DamagedProfile`` if it is the damage of a row of ``store``."""
     if isinstance(profile, str):
-        raise DamagedProfile({id: profile})
+        raise DamagedProfile({id: profile}, store)
     return profile
+
+
+def is_version(version: object) -> bool:
+    """Whether a value is the number of a version."""
+    return type(version) is int and 0 < version <= MAX_VERSION
 
 
 def id_error(id: object) -> str | None:
     """Why ``id`` is not a valid id; None if it is one."""
     if not isinstance(id, str):
-        return f"{id!r} is a {type(id).__name__}, expected a string"
+        return f"{repr(id)[:100]} is a {type(id).__name__}, expected a string"
     if not 0 < len(id) <= MAX_ID_LENGTH:
         return f"{id[:MAX_NAMED]!r}... has {len(id)} characters, expected 1 to {MAX_ID_LENGTH}"
     if "\0" in id or (not id.isascii() and re.search("[\ud800-\udfff]", id)):
@@ -186,9 +138,9 @@ def id_error(id: object) -> str | None:
     return None
 
 
-def check_ids(ids: Iterable[str]) -> None:
-    """Raise a ``ValueError`` for the first invalid id."""
+def check_ids(ids: Iterable[str], source: str) -> None:
+    """Raise a ``ValueError`` for the first invalid id; ``source`` has or gets the profiles."""
     for id in ids:
         error = id_error(id)
         if error is not None:
-            raise ValueError(f"the id of a profile {error}")
+            raise ValueError(f"{source}: the id of a profile {error}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
@@ -18,22 +18,25 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    NullPool,
     Table,
     Text,
     create_engine,
     event,
     insert,
+    inspect,
     select,
     text,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError
 
+from lightning_pelt.profiles._errors import REMEDY, DamagedStore, named_errors
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.urls import masked
 
 FORMAT = "1"
 BUSY_SECONDS = 30  # that a writer waits for other writers
-REMEDY = "import_shards() of an export restores all of its profiles in a new store"
 _ADVISORY_LOCK = 0x58504654  # an arbitrary number, the same in all processes
 
 metadata = MetaData()
@@ -71,23 +74,6 @@ info = Table(
 )
 
 
-class DamagedStore(ValueError):
-    """A file is not a database, or a damaged one.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from lightning_pelt.profiles.store import ProfileStore
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "notes.txt")
-        ...     _ = path.write_text("not a database")
-        ...     try:
-        ...         store = ProfileStore(path)
-        ...     except DamagedStore:
-        ...         print("not a store")
-        not a store
-    """
-
-
 def open_engine(url: str | Path) -> tuple[Engine, str]:
     """Open a store's database, and create its tables if they do not exist.
 
@@ -100,27 +86,21 @@ def open_engine(url: str | Path) -> tuple[Engine, str]:
     """
     if isinstance(url, Path) or "://" not in url:
         return _open_file(Path(url))
-    target = make_url(url)
+    try:
+        target = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            f"{masked(url)!r} is not the URL of a store: expected 'postgresql://user@host/name' or "
+            "a path"
+        ) from None  # the cause repeats the URL with its password
     kind = target.drivername.split("+")[0]
     if kind == "sqlite":
         if target.database in (None, "", ":memory:"):
-            raise ValueError(f"{url!r} has no path: use one, such as 'profiles.db'")
+            raise ValueError(f"{masked(url)!r} has no path: use one, such as 'profiles.db'")
         return _open_file(Path(str(target.database)))
     if kind in ("postgresql", "postgres"):
         return _open_server(target.set(drivername="postgresql+psycopg"))
     raise unknown("kind of store", kind, ["sqlite", "postgresql"])
-
-
-@contextmanager
-def damage_reported(name: str) -> Iterator[None]:
-    """Turn SQLite's errors about a damaged file into a ``DamagedStore`` with the remedy."""
-    try:
-        yield
-    except DatabaseError as error:
-        # All other errors of SQLite are subclasses.
-        if type(error.orig) is not sqlite3.DatabaseError:
-            raise
-        raise DamagedStore(f"{name} is damaged ({error.orig}): {REMEDY}") from error
 
 
 def _open_file(path: Path) -> tuple[Engine, str]:
@@ -129,21 +109,42 @@ def _open_file(path: Path) -> tuple[Engine, str]:
         _create_file(path)
     _check_file(path)
     engine = _file_engine(path)
-    with damage_reported(str(path)), engine.connect() as connection:
-        try:
-            _check_format(connection, str(path))
-        except OperationalError as error:
-            raise ValueError(
-                f"{path} is a database, but not a profile store: use another path"
-            ) from error
+    with named_errors(str(path)), engine.connect() as connection:
+        if not inspect(connection).has_table(info.name):
+            raise ValueError(f"{path} is a database, but not a profile store: use another path")
+        _check_format(connection, str(path))
     return engine, str(path)
 
 
 def _file_engine(path: Path) -> Engine:
+    """An engine for a file; one that cannot be written is opened for every read."""
     url = URL.create("sqlite+pysqlite", database=str(path))
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    if is_writable(path):
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    else:
+        engine = create_engine(url, creator=partial(_read_only, path), poolclass=NullPool)
     event.listen(engine, "connect", _configure)
     return engine
+
+
+def is_writable(path: Path) -> bool:
+    """Whether this process may write a file and create SQLite's log beside it."""
+    effective = os.access in os.supports_effective_ids
+    needed = (path, path.parent) if path.exists() else (path.parent,)
+    return all(os.access(each, os.W_OK, effective_ids=effective) for each in needed)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """A connection that writes nothing, not even the index of a log.
+
+    Without a log, no process is writing, and the file is complete: it is read without locks, which
+    SQLite could not create. A write that starts during the read is found by the checksums of rows.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    address = f"file:{quote(str(path))}?{mode}"
+    # As in SQLAlchemy's pool of files: another thread may close a connection.
+    return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
 
 
 def _configure(connection: sqlite3.Connection, _: object) -> None:
@@ -184,7 +185,8 @@ def _check_file(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(100)
         size = os.fstat(file.fileno()).st_size
-    if not header.startswith(b"SQLite format 3\0") or len(header) < 100:
+    # SQLite opens a file of a later format, bytes 18 and 19, for reading only and reports nothing.
+    if not header.startswith(b"SQLite format 3\0") or len(header) < 100 or max(header[18:20]) > 2:
         raise DamagedStore(
             f"{path} ({size} bytes) is not a profile store, or it is truncated: {REMEDY}; "
             "a new store needs a path that does not exist"
@@ -200,29 +202,31 @@ def _check_file(path: Path) -> None:
 
 
 def _open_server(url: URL) -> tuple[Engine, str]:
-    name = url.set(drivername="postgresql").render_as_string(hide_password=True)
+    name = masked(url.set(drivername="postgresql").render_as_string(hide_password=False))
     try:
         engine = create_engine(url, pool_pre_ping=True)
-        with engine.begin() as connection:
+        with named_errors(name), engine.begin() as connection:
             # Two processes that create the tables at the same time conflict, even with IF NOT
             # EXISTS.
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-            _create_tables(connection)
+            if not inspect(connection).has_table(info.name):
+                _create_tables(connection)
             _check_format(connection, name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"a store on PostgreSQL needs psycopg 3 ({error}): "
             "pip install 'lightning-pelt[profiles]'"
         ) from error
-    except OperationalError as error:
-        raise ConnectionError(f"{name} cannot be reached: {error.orig}") from error
     return engine, name
 
 
 def _check_format(connection: Connection, name: str) -> None:
+    """Check the number of the format, and that no table and no column is missing."""
     found = connection.execute(select(info.c.value).where(info.c.key == "format")).scalar()
     if found != FORMAT:
         raise ValueError(
             f"{name} is a store of format {found}, and this version reads {FORMAT}: use the "
             "version that wrote it"
         )
+    for table in metadata.sorted_tables:
+        connection.execute(select(table).limit(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
@@ -14,14 +15,16 @@ from lightning_pelt.profiles._engine import (
     latest_versions,
     replace_rows,
 )
+from lightning_pelt.profiles._errors import DamagedProfile
 from lightning_pelt.profiles._row_codec import (
     EncodedProfile,
     check_ids,
     check_rows,
     encode,
+    is_version,
     make_row,
 )
-from lightning_pelt.profiles._schema import deleted, info, profiles
+from lightning_pelt.profiles._schema import deleted, history, info, profiles
 from lightning_pelt.profiles.profile import Profile
 
 TRANSACTION = 10_000  # profiles of one transaction
@@ -37,17 +40,25 @@ def put(database: Database, items: Mapping[str, Profile]) -> dict[str, int]:
     Raises:
         ValueError: an id is invalid, or a profile belongs to another bank.
     """
-    check_ids(items)
+    check_ids(items, database.name)
     versions: dict[str, int] = {}
     with database.writing() as connection:
         _check_bank(connection, database.name, {id: one.bank for id, one in items.items()})
         for batch in chunks(items.items(), QUERY):
-            versions |= _put_batch(connection, dict(batch))
+            versions |= _put_batch(connection, dict(batch), database.name)
     return versions
 
 
-def restore(database: Database, given: Sequence[tuple[EncodedProfile, int]], bank: str) -> int:
+def restore(
+    database: Database, given: Sequence[tuple[EncodedProfile, int]], bank: str, source: str
+) -> int:
     """Write profiles with the numbers of their versions, except if the database has later ones.
+
+    Args:
+        database: of a store.
+        given: profiles of ``source`` with the numbers of their versions.
+        bank: digest of their bank.
+        source: where they are from, for messages.
 
     Returns:
         The number of written profiles.
@@ -56,15 +67,25 @@ def restore(database: Database, given: Sequence[tuple[EncodedProfile, int]], ban
         ValueError: an id is invalid, or the database has another bank.
         DamagedProfile: a profile could not be read after it was written.
     """
-    check_ids(one.id for one, _ in given)
+    check_ids((one.id for one, _ in given), source)
     rows = [make_row(one, version, bank) for one, version in given]
-    check_rows(rows, bank)
+    check_rows(rows, bank, source)
     with database.writing() as connection:
         _check_bank(connection, database.name, {one.id: bank for one, _ in given})
-        before = latest_versions(connection, profiles, [one.id for one, _ in given])
+        ids = [one.id for one, _ in given]
+        before = last_versions(connection, ids)
         rows = [row for row in rows if row["version"] > before.get(row["id"], 0)]
         replace_rows(connection, rows, [row["id"] for row in rows if row["id"] in before])
     return len(rows)
+
+
+def last_versions(connection: Connection, ids: Iterable[str]) -> dict[str, int]:
+    """The number of the latest version of each profile; one more than the last if it is damaged."""
+    found = latest_versions(connection, profiles, ids)
+    for id in [id for id, version in found.items() if not is_version(version)]:
+        earlier = connection.execute(select(history.c.version).where(history.c.id == id)).scalars()
+        found[id] = 1 + max(filter(is_version, earlier), default=0)
+    return found
 
 
 def transactions(items: Iterable[tuple[str, Profile]]) -> Iterator[dict[str, Profile]]:
@@ -83,7 +104,7 @@ def transactions(items: Iterable[tuple[str, Profile]]) -> Iterator[dict[str, Pro
 
 def _check_bank(connection: Connection, name: str, banks: Mapping[str, str]) -> None:
     """Raise for profiles, given by id and digest, of another bank; the first sets the bank."""
-    bank = bank_of(connection)
+    bank = bank_of(connection, name)
     if bank is None:
         bank = next(iter(banks.values()))
         connection.execute(insert(info).values(key="bank", value=bank))
@@ -95,16 +116,23 @@ def _check_bank(connection: Connection, name: str, banks: Mapping[str, str]) -> 
             )
 
 
-def _put_batch(connection: Connection, items: dict[str, Profile]) -> dict[str, int]:
+def _put_batch(connection: Connection, items: dict[str, Profile], name: str) -> dict[str, int]:
     """Put some hundreds of profiles; with thousands, Python's garbage collector takes long."""
-    before = latest_versions(connection, profiles, items)
+    before = last_versions(connection, items)
     any_deleted = connection.execute(select(deleted.c.id).limit(1)).first() is not None
     last = latest_versions(connection, deleted, items) | before if any_deleted else before
+    wrong = {id: f"its last version is {one!r}" for id, one in last.items() if not _has_next(one)}
+    if wrong:
+        raise DamagedProfile(wrong, name)
     versions = {id: 1 + last.get(id, 0) for id in items}
     bank = next(iter(items.values())).bank
     rows = [make_row(one, versions[one.id], bank) for one in encode(items)]
     replace_rows(connection, rows, list(before))
     return versions
+
+
+def _has_next(version: Any) -> bool:
+    return is_version(version) and is_version(version + 1)
 
 
 def _bytes_in_memory(profile: Profile) -> int:

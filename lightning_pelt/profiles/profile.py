@@ -70,7 +70,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         _check_masks(self.masks)
-        if not isinstance(self.bank, str) or not _DIGEST.fullmatch(self.bank):
+        if not is_digest(self.bank):
             raise ValueError(
                 f"the digest of the bank is {self.bank!r}, expected 64 hexadecimal characters, as "
                 "in BankTensors.digest"
@@ -193,6 +193,11 @@ class Profile:
             raise ValueError(f"the norm has the tensors {sorted(tensors)}, expected ['norm']")
         own = None if head is None else _from_safetensors("head", head)
         return replace(self, norm=tensors.get("norm"), head=own)
+
+
+def is_digest(value: object) -> bool:
+    """Whether a value is the digest of a bank."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def _check_masks(masks: NDArray) -> None:

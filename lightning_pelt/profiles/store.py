@@ -16,16 +16,15 @@ except ModuleNotFoundError as error:
 
 from lightning_pelt.profiles import _writing
 from lightning_pelt.profiles._engine import Database, chunks, latest_versions
-from lightning_pelt.profiles._row_codec import (
+from lightning_pelt.profiles._errors import (
     MAX_NAMED,
     DamagedProfile,
+    DamagedStore,
     UnknownProfile,
     and_more,
-    encode,
-    id_error,
-    require_profile,
 )
-from lightning_pelt.profiles._schema import DamagedStore, deleted, history, profiles
+from lightning_pelt.profiles._row_codec import encode, id_error, is_version, require_profile
+from lightning_pelt.profiles._schema import deleted, history, profiles
 from lightning_pelt.profiles._shards import MANIFEST, ShardWriter, read_manifest, read_shard
 from lightning_pelt.profiles.profile import Profile
 
@@ -41,12 +40,17 @@ class ProfileStore:
     damages the file.) Each row has a checksum of its id, version and content, which every read
     verifies.
 
+    A store that this process may only read, a file or a server, can be read and served. Then
+    methods that write raise a ``PermissionError``.
+
     Args:
         url: path of a SQLite file, created if it does not exist, or ``sqlite:///path``;
             ``postgresql://user@host/database`` for a server.
 
     Raises:
-        ValueError: another kind of database; or a file that is not a store, or is truncated.
+        ValueError: another kind of database; or a file that is not a store, is truncated, or lacks
+            a table or a column.
+        OSError: the file cannot be opened or created.
         ConnectionError: the server cannot be reached.
         ModuleNotFoundError: the extra ``profiles`` is not installed.
 
@@ -96,6 +100,8 @@ class ProfileStore:
 
         Raises:
             ValueError: the profile belongs to another bank, or ``id`` is invalid.
+            PermissionError: the store is read-only.
+            TimeoutError: another process has been writing for half a minute.
         """
         return _writing.put(self._database, {id: profile})[id]
 
@@ -127,11 +133,13 @@ class ProfileStore:
         found = {number: profile for _, number, profile in read}
         damaged = [profile for profile in found.values() if isinstance(profile, str)]
         if version in found:
-            return require_profile(id, found[version])
+            return require_profile(id, found[version], self.name)
         if damaged:  # the version may be one of these
-            raise DamagedProfile({id: damaged[0]})
+            raise DamagedProfile({id: damaged[0]}, self.name)
         raise UnknownProfile(
-            f"the profile {id!r} has no version {version}: it has {self.versions(id)}", [id]
+            f"the profile {id!r} in {self.name} has no version {version}: it has "
+            f"{self.versions(id)}",
+            [id],
         )
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Profile]:
@@ -145,7 +153,8 @@ class ProfileStore:
         read = self._database.read(profiles, [id for id in wanted if id_error(id) is None])
         found = {id: profile for id, _, profile in read if isinstance(profile, Profile)}
         if len(found) < len(read):
-            raise DamagedProfile({id: why for id, _, why in read if isinstance(why, str)})
+            bad = {id: why for id, _, why in read if isinstance(why, str)}
+            raise DamagedProfile(bad, self.name)
         if len(found) < len(wanted):
             raise self._unknown([id for id in wanted if id not in found])
         return {id: found[id] for id in wanted}
@@ -154,24 +163,32 @@ class ProfileStore:
         """The number of the latest version of each profile; unknown ids are left out.
 
         Reads no masks. Caches can use it for keys of id and version.
+
+        Raises:
+            DamagedProfile: the version of a profile is not a number.
         """
+        valid = [id for id in ids if id_error(id) is None]
         with self._database.reading() as connection:
-            return latest_versions(connection, profiles, [id for id in ids if id_error(id) is None])
+            found = latest_versions(connection, profiles, valid)
+        self._check_versions(found.items())
+        return found
 
     def versions(self, id: str) -> list[int]:
         """The numbers of all versions of a profile, in increasing order.
 
         Raises:
             UnknownProfile: there is no such profile.
+            DamagedProfile: a version is not a number.
         """
         if id_error(id) is not None:
             raise self._unknown([id])
         both = [select(table.c.version).where(table.c.id == id) for table in (profiles, history)]
         with self._database.reading() as connection:
-            found = sorted(connection.execute(union_all(*both)).scalars())
+            found = connection.execute(union_all(*both)).scalars().all()
         if not found:
             raise self._unknown([id])
-        return found
+        self._check_versions((id, version) for version in found)
+        return sorted(found)
 
     def delete(self, id: str) -> None:
         """Delete a profile and all its versions. Their numbers are not used again.
@@ -180,7 +197,7 @@ class ProfileStore:
             UnknownProfile: there is no such profile.
         """
         with self._database.writing() as connection:
-            last = latest_versions(connection, profiles, [id] if id_error(id) is None else [])
+            last = _writing.last_versions(connection, [id] if id_error(id) is None else [])
             if not last:
                 raise self._unknown([id])
             for table in (profiles, history, deleted):
@@ -204,10 +221,11 @@ class ProfileStore:
 
         Raises:
             DamagedProfile: the next profile is damaged.
+            DamagedStore: some profiles have no readable id; all others have been returned.
         """
         _check_positive("batch", batch)
         for id, _, profile in self._database.iterate(profiles, batch):
-            yield id, require_profile(id, profile)
+            yield id, require_profile(id, profile, self.name)
 
     def verify(self, progress: bool = False) -> list[tuple[str, str]]:
         """Read all versions of all profiles.
@@ -217,16 +235,17 @@ class ProfileStore:
             check, with an empty id.
         """
         bad: list[tuple[str, str]] = []
-        try:
-            total = self._database.count(profiles) + self._database.count(history)
-            with tqdm(total=total, unit=" profiles", disable=not progress) as bar:
-                for table in (profiles, history):
+        for table in (profiles, history):
+            try:
+                with tqdm(
+                    total=self._database.count(table), unit=f" {table.name}", disable=not progress
+                ) as bar:
                     for id, version, profile in self._database.iterate(table):
                         if isinstance(profile, str):
                             bad.append((id, f"version {version}: {profile}"))
                         bar.update()
-        except DamagedStore as error:  # the index of ids is damaged; rows can still be read by id
-            bad.append(("", str(error)))
+            except DamagedStore as error:  # of the index of ids; rows can still be read by id
+                bad.append(("", str(error)))
         return bad + [("", f"the file: {line}") for line in self._database.integrity_errors()]
 
     def export(
@@ -253,7 +272,7 @@ class ProfileStore:
         rows = self._database.iterate(profiles)
         bar = tqdm(rows, total=len(self), unit=" profiles", disable=not progress)
         for id, version, profile in bar:
-            writer.add((encode({id: require_profile(id, profile)})[0], version))
+            writer.add((encode({id: require_profile(id, profile, self.name)})[0], version))
         writer.close()
         return folder
 
@@ -274,9 +293,14 @@ class ProfileStore:
         bank, shards = read_manifest(Path(folder))
         written = 0
         for shard in tqdm(shards, unit=" shards", disable=not progress):
-            for batch in chunks(read_shard(shard), _writing.TRANSACTION):
-                written += _writing.restore(self._database, batch, bank)
+            for batch in chunks(read_shard(shard, bank), _writing.TRANSACTION):
+                written += _writing.restore(self._database, batch, bank, str(shard.path))
         return written
+
+    def _check_versions(self, found: Iterable[tuple[str, object]]) -> None:
+        wrong = {id: f"its version is {one!r}" for id, one in found if not is_version(one)}
+        if wrong:
+            raise DamagedProfile(wrong, self.name)
 
     def _unknown(self, ids: Sequence[str]) -> UnknownProfile:
         named = ", ".join(repr(id) for id in ids[:MAX_NAMED])

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -77,12 +79,18 @@ def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure atomically; the suffix of ``path`` is the format."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix.removeprefix(".") or "png"
-    write_aside(path, lambda aside: figure.savefig(aside, format=kind))
+def save(figure: Figure, path: str | Path) -> str | Path:
+    """Write the figure atomically; the suffix of ``path``, a path or a URL, is the format."""
+    kind = Path(path).suffix.removeprefix(".") or "png"
+    files, inside = url_to_fs(str(path))
+    if isinstance(files, LocalFileSystem):
+        local = Path(inside)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(local, lambda aside: figure.savefig(aside, format=kind))
+        return Path(path)
+    files.makedirs(files._parent(inside), exist_ok=True)
+    with files.open(inside, "wb") as file:
+        figure.savefig(file, format=kind)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from lightning_pelt.anatomy import Anatomy, examine
@@ -14,6 +15,7 @@ from lightning_pelt.search.fit_job import Fitter
 from lightning_pelt.search.gate_search import GateSearch
 from lightning_pelt.search.greedy_search import GreedySearch
 from lightning_pelt.search.isolation import isolated
+from lightning_pelt.search.queue.job import JobCounts
 from lightning_pelt.search.queue.ledger import Ledger
 from lightning_pelt.search.queue.worker import exit_on_sigterm, work
 from lightning_pelt.search.queue.worker_pool import WorkerPool
@@ -69,14 +71,14 @@ def lead(settings: Settings, command: Sequence[str]) -> SearchState:
 
     Raises:
         ValueError: no design can meet the budget; see also :func:`open_ledger`.
-        RuntimeError: another process leads the search, every attempt at a job raised an error, or
-            workers die without finishing a job.
+        RuntimeError: another process leads the search or has taken over its lead, every attempt at
+            a job raised an error, or workers die without finishing a job.
     """
     ledger, search = open_ledger(settings), make_search(settings)
     report = partial(write_report, settings.folder, settings=settings, space=search.space)
     with ExitStack() as stack:
         stack.enter_context(exit_on_sigterm())
-        stack.enter_context(ledger.lead())
+        lead = stack.enter_context(ledger.lead())
         ledger.finished = False
         workers = stack.enter_context(WorkerPool(settings.workers, [*command, "--worker"]))
         progress = stack.enter_context(Progress(settings.name))
@@ -86,19 +88,28 @@ def lead(settings: Settings, command: Sequence[str]) -> SearchState:
         )
         settled = -1
         while True:
+            if lead.lost:
+                raise RuntimeError(
+                    f"another process leads the search {settings.name!r} now: the heartbeats of "
+                    "this process came too late. Start it again with --worker, so that it only "
+                    "runs jobs"
+                )
             outcomes = ledger.outcomes()
             state = search.replay(outcomes)
             tracker.log(state, outcomes)
-            progress.show(state, outcomes, ledger.counts())
+            added = 0
+            if not state.finished:
+                added = ledger.enqueue(state.wanted)
+                workers.refill(len(outcomes))
+            progress.show(state, outcomes, _counts(ledger, workers))
             if state.finished:
                 break
             if len(state.settled) > settled:
                 settled = len(state.settled)
                 report(state, outcomes)
-            if ledger.enqueue(state.wanted) == 0:
+            if added == 0:
                 _raise_errors(ledger)
                 ledger.reap()
-                workers.refill(len(outcomes))
                 time.sleep(POLL)
         ledger.finished = True
         page = report(state, outcomes)
@@ -160,6 +171,12 @@ def _anatomy(settings: Settings) -> Anatomy:
     with isolated(None):
         labels = settings.data(task).labels
         return examine(settings.task(task).task.load(settings.backbone, labels=labels))
+
+
+def _counts(ledger: Ledger, workers: WorkerPool) -> JobCounts:
+    """The counts of a ledger, with the workers of this controller that have taken no job yet."""
+    counts = ledger.counts()
+    return replace(counts, idle=max(counts.idle, workers.alive - counts.workers))
 
 
 def _raise_errors(ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""Final comparison: the found design and reference designs of one budget, on the official rows."""
+"""Final comparison: the found design and reference designs of one budget, on the dev rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FinalComparison:
-    """Fits on all training rows, scored on the official dev split, which is not used before.
+    """Fits on all training rows, scored on the dev split, which is not used before.
 
     Args:
         found: the design that the search found, at any budget.

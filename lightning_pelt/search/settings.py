@@ -103,7 +103,7 @@ class Settings:
     backbone: str
     tasks: dict[str, TaskSettings]
     fit: FitSettings
-    storage: str = "runs/search/ledger.journal"
+    storage: str = field(default="runs/search/ledger.journal", repr=False)  # may have a password
     name: str = "search"
     method: SearchMethod = "racing"
     search_budget: float = 0.005

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_pelt.data import TextDataModule
-from lightning_pelt.data._table_io import READERS
+from lightning_pelt.data._file_rows import READERS
 from lightning_pelt.data.table import TableDataModule
 from lightning_pelt.plans.design_space.strategies import STRATEGIES, template
 from lightning_pelt.tasks import Classification, Task

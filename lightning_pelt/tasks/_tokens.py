@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_pelt.anatomy.positions import position_limit
+
 IGNORED = -100
 
 
@@ -73,7 +75,22 @@ def generate(
     max_new_tokens: int,
     num_beams: int,
 ) -> Tensor:
-    """Generate token ids, greedily or with beam search: deterministic."""
+    """Generate token ids, greedily or with beam search: deterministic.
+
+    Generation ends at the last position of the model if that comes before ``max_new_tokens``.
+
+    Raises:
+        ValueError: the input leaves no position.
+    """
+    limit = position_limit(model)
+    if limit is not None:
+        given = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        if given >= limit:
+            raise ValueError(
+                f"the input has {given} tokens, and the model has {limit} positions: cut rows to "
+                "fewer tokens (max_length), so that some can be generated"
+            )
+        max_new_tokens = min(max_new_tokens, limit - given)
     return model.generate(  # type: ignore[operator]
         **inputs,
         max_new_tokens=max_new_tokens,

@@ -60,6 +60,17 @@ class Task(Configured, ABC):
         """
         return {}
 
+    def check_labels(self, labels: Sequence[str] | None, of_data: Sequence[str] | None) -> None:
+        """Check that the labels of the rows are those of the model.
+
+        Args:
+            labels: label names of the model in the order of their ids.
+            of_data: those of the data.
+
+        Raises:
+            ValueError: the targets of the rows mean something else to this task.
+        """
+
     def load(
         self,
         backbone: str,

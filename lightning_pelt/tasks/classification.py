@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
@@ -96,11 +97,23 @@ class Classification(Task):
 
     def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
         names = _require_labels(labels)
+        if len(names) == 1:
+            rank_zero_warn(
+                f"there is one label, {names[0]!r}: every prediction is right, the loss is 0, and "
+                "nothing is learned"
+            )
         return {
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
             "problem_type": "single_label_classification",
         }
+
+    def check_labels(self, labels: Sequence[str] | None, of_data: Sequence[str] | None) -> None:
+        if labels is not None and of_data is not None and list(labels) != list(of_data):
+            raise ValueError(
+                f"the module has the labels {list(labels)}, and the data has {list(of_data)}: give "
+                "both the same labels in the same order"
+            )
 
     def build_metrics(
         self, labels: Sequence[str] | None = None, *, stage: str = "val"

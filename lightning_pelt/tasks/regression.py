@@ -56,7 +56,12 @@ class Regression(Task):
         return self.metrics[0]
 
     def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
+        _refuse_labels(labels)
         return {"num_labels": 1, "problem_type": "regression"}
+
+    def check_labels(self, labels: Sequence[str] | None, of_data: Sequence[str] | None) -> None:
+        _refuse_labels(labels)
+        _refuse_labels(of_data)
 
     def build_metrics(
         self, labels: Sequence[str] | None = None, *, stage: str = "val"
@@ -89,6 +94,20 @@ class Regression(Task):
     ) -> list[dict[str, Any]]:
         """``{"value": number}`` per row."""
         return [{"value": value} for value in _values(model(**model_inputs(batch))).tolist()]
+
+
+def _refuse_labels(labels: Sequence[str] | None) -> None:
+    """Raise if targets are classes: their indices would be taken for numbers.
+
+    Raises:
+        ValueError: there are labels.
+    """
+    if labels is not None:
+        shown = ", ".join(map(repr, labels[:5])) + (", ..." if len(labels) > 5 else "")
+        raise ValueError(
+            f"Regression predicts numbers, and the data has the labels {shown}: read the column as "
+            "numbers, as TextClassification(task='regression') does, or use Classification"
+        )
 
 
 def _values(outputs: Any) -> Tensor:

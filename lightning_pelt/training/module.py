@@ -15,14 +15,34 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from lightning_pelt.attach import Attachment, attach
+from lightning_pelt.attach.names import match_names
 from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
+from lightning_pelt.data import TextDataModule
 from lightning_pelt.data.profile_data import PROFILE
 from lightning_pelt.methods.config import rebuild
 from lightning_pelt.plans import Plan, UniPELT, from_config
+from lightning_pelt.plans.require import require_plan
 from lightning_pelt.tasks import Classification, Task
+from lightning_pelt.training.checkpoint_io import write_whole_files
+from lightning_pelt.training.copies import copy_again
 from lightning_pelt.training.fsdp import shard
-from lightning_pelt.training.param_groups import make_portable, named_groups, schedule_steps
+from lightning_pelt.training.learning_check import LearningCheck
+from lightning_pelt.training.lengths import check_batch, check_rows, most_tokens
+from lightning_pelt.training.monitors import check_monitors
+from lightning_pelt.training.own_options import (
+    OwnGroupOptions,
+    OwnSchedule,
+    keep_own_options,
+)
+from lightning_pelt.training.param_groups import (
+    make_portable,
+    named_groups,
+    schedule_steps,
+    total_steps,
+)
+from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
+from lightning_pelt.training.tuners import finders, follow_finders, refuse_finder_on_resume
 from lightning_pelt.utils.backbone import load_tokenizer
 
 
@@ -79,7 +99,8 @@ class PELTModule(LightningModule):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.plan = from_config(plan) if isinstance(plan, Mapping) else plan or UniPELT()
+        given = from_config(plan) if isinstance(plan, Mapping) else plan
+        self.plan = UniPELT() if given is None else require_plan(given)
         self.task = rebuild(task) if isinstance(task, Mapping) else task or Classification()
         self.labels = labels
         self.lr, self.lrs, self.weight_decay, self.warmup = lr, lrs, weight_decay, warmup
@@ -106,9 +127,11 @@ class PELTModule(LightningModule):
             }
         )
         self.strict_loading = False  # checkpoints lack the base; the attachment's load hook checks
+        self.register_load_state_dict_pre_hook(match_names)  # of a compiled or wrapped model
         self.model: PreTrainedModel | None = None
+        self.most_tokens: int | None = None
         self.attachment: Attachment | None = None
-        self.step_seed = StepSeed()
+        self.step_seed, self.resume, self.learning = StepSeed(), Resume(), LearningCheck()
         stages = {stage: self.task.build_metrics(labels, stage=stage) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict({s: m.clone(prefix=f"{s}/") for s, m in stages.items()})
 
@@ -116,6 +139,14 @@ class PELTModule(LightningModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer, for tasks that generate text."""
         return load_tokenizer(self.backbone)
+
+    def setup(self, stage: str) -> None:
+        write_whole_files(self.trainer)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage != "predict" and isinstance(data, TextDataModule):
+            self.task.check_labels(self.labels, data.labels)
+        if stage == "fit" and self.trainer.global_step == 0:
+            self.step_seed.seed = None  # of an earlier run
 
     def configure_model(self) -> None:
         """Load the backbone and attach the plan, once."""
@@ -126,39 +157,65 @@ class PELTModule(LightningModule):
             torch.manual_seed(self.seed)  # every rank starts with the same head
             model = self.task.load(self.backbone, labels=self.labels, dtype=self.dtype_of_base)
         self.attachment = attach(model, self.plan, seed=self.seed)
+        self.most_tokens = most_tokens(self.attachment)
         if self.checkpoint_activations:
             model.gradient_checkpointing_enable()
         if self.device_mesh is not None:  # ModelParallelStrategy expects the module to shard
             shard(self.attachment, self.device_mesh)
         self.model = model
+        if self._trainer is not None:
+            copy_again(self.trainer, self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights; configure the model first if nobody has.
+
+        After a fit in spawned processes Lightning loads the weights into the module of the main
+        process, which was never configured.
+        """
+        self.configure_model()
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One named group per method, so that each has its own rate and is logged by name."""
-        assert self.attachment is not None
-        groups = named_groups(
-            self.attachment, lr=self.lr, lrs=self.lrs, weight_decay=self.weight_decay
-        )
-        optimizer = self.optimizer(groups)
-        steps = schedule_steps(self.warmup, self._total_steps())
-        scheduler = get_linear_schedule_with_warmup(optimizer, *steps)
+        optimizer = self.optimizer(self._groups())
+        scheduler = self._schedule(optimizer)
+        OwnGroupOptions(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _total_steps(self) -> int | float:
-        steps = self.trainer.estimated_stepping_batches
-        if self.trainer.ckpt_path is not None:
-            # The estimate has set up the training loader before the checkpoint restores its
-            # position. Without a combined loader Lightning sets it up again, after the restore.
-            self.trainer.fit_loop._combined_loader = None
-        return steps
+    def _groups(self) -> list[dict[str, Any]]:
+        assert self.attachment is not None
+        return named_groups(
+            self.attachment, lr=self.lr, lrs=self.lrs, weight_decay=self.weight_decay
+        )
+
+    def _schedule(self, optimizer: Optimizer) -> OwnSchedule:
+        steps = schedule_steps(self.warmup, total_steps(self.trainer))
+        linear = get_linear_schedule_with_warmup(optimizer, *steps)
+        return OwnSchedule(optimizer, linear.lr_lambdas)
 
     def on_fit_start(self) -> None:
         assert self.attachment is not None
         self.attachment.train(base_dropout=self.base_dropout)
+        own_schedule = type(self).configure_optimizers is PELTModule.configure_optimizers
+        if own_schedule and finders(self.trainer):
+            follow_finders(self.trainer, lr=self.lr, groups=self._groups(), schedule=self._schedule)
+        check_rows(self.trainer, self.most_tokens)
+        self.resume.on_fit_start(self.trainer)
+        self.learning.on_fit_start()
+
+    def on_train_start(self) -> None:
+        logged = ["train/loss", "val/loss", *self.metrics["val"].keys()]  # type: ignore[operator]
+        check_monitors(self.trainer, self, logged)
+        self.resume.on_train_start(self.trainer)
+
+    def on_train_epoch_end(self) -> None:
+        self.resume.on_train_epoch_end(self.trainer)
 
     def on_train_batch_start(self, _batch: Any, index: int) -> None:
+        self.resume.on_train_batch_start(self.trainer)
         self.step_seed.start(
             epoch=self.current_epoch, batch=index, rank=self.global_rank, device=self.device
         )
@@ -167,6 +224,9 @@ class PELTModule(LightningModule):
         loss, _ = self.task.step(self.model, self._inputs(batch))  # type: ignore[arg-type]
         self.log("train/loss", loss, prog_bar=True, batch_size=_rows(batch))
         return loss
+
+    def on_after_backward(self) -> None:
+        self.learning.on_after_backward(self.trainer, self)
 
     def configure_gradient_clipping(
         self,
@@ -223,23 +283,35 @@ class PELTModule(LightningModule):
         return self.model(**inputs)
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch without the indices of profiles, unless a method reads them."""
+        """The batch without the indices of profiles, unless a method reads them.
+
+        Raises:
+            ValueError: its rows have more tokens than the model has positions for.
+        """
+        check_batch(batch, self.most_tokens)
         if any(PROFILE in method.batch_inputs for method in self.plan.methods):
             return batch
         return {name: value for name, value in batch.items() if name != PROFILE}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step_seed"] = self.step_seed.seed
+        checkpoint["step_seed"] = self.step_seed.run_seed()
+        self.resume.on_save_checkpoint(self.trainer, checkpoint)
         make_portable(checkpoint.get("optimizer_states", ()), self.trainer.optimizers, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the step seed, and compare plans under every strategy.
+        """Restore the step seed and the place in the run, and compare plans under every strategy.
 
         Raises:
-            ValueError: the checkpoint was made with another plan.
+            ValueError: the checkpoint was made with another plan, other labels or another task.
         """
         self.step_seed.seed = checkpoint.get("step_seed")
-        refuse_other_plan(checkpoint.get("hyper_parameters", {}).get("plan"), self.plan)
+        if self._trainer is not None:  # not in load_from_checkpoint
+            refuse_finder_on_resume(self.trainer)
+            self.resume.on_load_checkpoint(self.trainer, checkpoint)
+        saved = checkpoint.get("hyper_parameters", {})
+        refuse_other_plan(saved.get("plan"), self.plan)
+        if self._trainer is not None:
+            keep_own_options(self.trainer, checkpoint, saved=saved, own=self.hparams)
 
 
 def _rows(batch: Mapping[str, Any]) -> int:

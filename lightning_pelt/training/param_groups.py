@@ -7,20 +7,24 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_pelt.attach import NORM
-from lightning_pelt.attach.state_dict_hooks import plain
+from lightning_pelt.attach.names import plain
 from lightning_pelt.utils.errors import unknown
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from lightning_pelt.attach import Attachment
 
 # Weight decay pulls towards zero: at zero a gate is half open, and a norm outputs nothing. Each
 # method declares in `weight_decay` whether decay applies to its weights.
 NO_DECAY = frozenset({"gate", NORM})
+OUTSIDE = "outside the module/"  # begins the name of a parameter that the module does not hold
 # The state of Adam and its variants: a count of steps, and averages.
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 
@@ -47,7 +51,8 @@ def named_groups(
             methods whose ``weight_decay`` is False. Unknown names are ignored.
 
     Raises:
-        ValueError: ``lrs`` names an unknown group, or there is no trainable parameter.
+        ValueError: ``lrs`` names an unknown group, a rate is negative or not finite, or there is no
+            trainable parameter.
 
     Example:
         >>> from lightning_pelt import BitFit, LoRA, Plan, attach
@@ -68,6 +73,9 @@ def named_groups(
     for name in rates:
         if name not in groups:
             raise unknown("parameter group", name, groups)
+    for name, rate in {"lr": lr, "weight_decay": weight_decay, **rates}.items():
+        if not (isfinite(rate) and rate >= 0):
+            raise ValueError(f"{name} is {rate}, expected a finite number from 0 on")
     return [
         {
             "name": name,
@@ -87,29 +95,33 @@ def make_portable(
     Parameters are saved by name instead of by index. An index counts the parameters of the
     optimizer, but under FSDP2 Lightning counts those of the whole model, frozen ones included; both
     read names. Parameters that a schedule has held so far have no state yet. They get the zeros
-    that Adam starts from, because FSDP2 would count a first step for them.
+    that Adam starts from, because FSDP2 would count a first step for them. Frozen parameters, which
+    ``AdamW(self.parameters())`` holds as well, have no state and get none.
 
     Args:
         states: of ``optimizers``, changed in place. Empty states stay empty.
-        optimizers: over parameters of ``module``.
+        optimizers: over parameters of ``module``, and others perhaps. These are numbered.
         module: the module whose parameter names are used.
     """
-    names = {parameter: plain(name) for name, parameter in module.named_parameters()}
     for state, optimizer in zip(states, optimizers, strict=False):
         if not state:
             continue
         groups = [group["params"] for group in optimizer.param_groups]
-        trained = [parameter for group in groups for parameter in group]
-        sharded = any(isinstance(parameter, DTensor) for parameter in trained)
-        by_index = list(names) if sharded else trained
+        held = [parameter for group in groups for parameter in group]
+        known = {parameter: plain(name) for name, parameter in module.named_parameters()}
+        outside = [parameter for parameter in held if parameter not in known]
+        names = known | {parameter: f"{OUTSIDE}{i}" for i, parameter in enumerate(outside)}
+        sharded = any(isinstance(parameter, DTensor) for parameter in held)
+        by_index = list(known) if sharded else held
         for saved, group in zip(state["param_groups"], groups, strict=True):
             saved["params"] = [names[parameter] for parameter in group]
         state["state"] = {
             names[by_index[key]] if isinstance(key, int) else key: value
             for key, value in state["state"].items()
         }
-        for parameter in trained:
-            _start_from_zero(state["state"], names[parameter], parameter)
+        for parameter in held:
+            if parameter.requires_grad:
+                _start_from_zero(state["state"], names[parameter], parameter)
 
 
 def _start_from_zero(state: dict[str, dict[str, Any]], name: str, parameter: Tensor) -> None:
@@ -125,6 +137,14 @@ def _zeros(like: Tensor, parameter: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         return torch.zeros_like(parameter, dtype=like.dtype, device=like.device)
     return like.new_zeros(parameter.shape)
+
+
+def total_steps(trainer: Trainer) -> int | float:
+    """Number of steps of a fit; with ``limit_train_batches=0`` none, and a warning says so."""
+    if trainer.limit_train_batches == 0:
+        rank_zero_warn("limit_train_batches is 0, so nothing is trained")
+        return 0
+    return trainer.estimated_stepping_batches
 
 
 def schedule_steps(warmup: float | int, total_steps: float | int) -> tuple[int, int]:

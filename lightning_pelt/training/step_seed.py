@@ -15,17 +15,25 @@ class StepSeed:
     state for each of them, and each would have to be restored after the data loader, which draws
     from the generator too, has started its epoch.
 
-    The run's seed is torch's initial seed at the first batch, i.e. that of ``seed_everything``.
+    The run's seed is torch's initial seed at the first batch or checkpoint, i.e. that of
+    ``seed_everything``. The owner sets ``seed`` to None when a run begins, and to that of the
+    checkpoint when it resumes.
     """
 
     def __init__(self) -> None:
         self.seed: int | None = None
 
-    def start(self, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
-        """Seed the generators of the CPU and of ``device``."""
+    def run_seed(self) -> int:
+        """The seed of the run, which the first call decides."""
         if self.seed is None:
             self.seed = torch.initial_seed()
-        words = np.random.SeedSequence([self.seed, rank, epoch, batch]).generate_state(1, np.uint64)
+        return self.seed
+
+    def start(self, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+        """Seed the generators of the CPU and of ``device``."""
+        words = np.random.SeedSequence([self.run_seed(), rank, epoch, batch]).generate_state(
+            1, np.uint64
+        )
         # Not torch.manual_seed: it visits all devices, and queues a call on those not in use.
         torch.default_generator.manual_seed(int(words[0]))
         if device.type != "cpu":

@@ -49,6 +49,11 @@ def resolve_backbone(name: str) -> str:
     return name
 
 
+def public_name(name: str) -> str:
+    """The hub id of a packaged backbone; other names and folders are returned unchanged."""
+    return MINILM if MINILM_MODULE in Path(name).parts else name
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a backbone. Without a pad token it pads with its end-of-text token.
 

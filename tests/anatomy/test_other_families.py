@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertModel, PreTrainedModel
 from zoo import UNSUPPORTED, build
 
-from lightning_pelt import HeadOnly, attach
+from lightning_pelt import Adapter, Gate, HeadOnly, LoRA, UniPELT, attach, detach
 from lightning_pelt.anatomy import examine
 from lightning_pelt.testing import hook_counts
 
@@ -71,6 +71,35 @@ def test_a_model_that_needs_other_inputs() -> None:
     with pytest.raises(ValueError, match=r"Layout cannot be examined.*TypeError.*'boxes'"):
         examine(model)
     assert hook_counts(model) == hooks
+
+
+def big_bird() -> PreTrainedModel:
+    """Its sparse attention takes masks of other names, and no short inputs."""
+    return tiny("big_bird", max_position_embeddings=512, block_size=4, num_random_blocks=1, **HEADS)
+
+
+def test_a_model_that_replaces_its_modules() -> None:
+    model: Any = big_bird()
+    attentions = [layer.attention.self for layer in model.encoder.layer]
+    with pytest.raises(ValueError, match=r"a forward replaces encoder.*attention_type='original"):
+        examine(model)
+    assert model.attention_type == "block_sparse"
+    assert [layer.attention.self for layer in model.encoder.layer] == attentions
+    whole: Any = tiny("big_bird", attention_type="original_full", **HEADS)
+    gate = attach(whole, UniPELT([LoRA()])).gates["00/lora.query"]
+    assert gate.layer.pool == "masked"
+
+
+def test_masks_of_unknown_names() -> None:
+    """A gate that pools could not tell padding from words: by default it does not pool."""
+    model, batch = big_bird(), {"input_ids": torch.arange(3, 67)[None]}
+    attachment = attach(model, UniPELT([LoRA(), Adapter()]), example_inputs=batch)
+    assert attachment.anatomy.unread == {"encoder"}
+    assert {gate.layer.pool for gate in attachment.gates.values()} == {"token"}
+    detach(model)
+    with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query cannot tell padding"):
+        attach(model, UniPELT([LoRA()], gate=Gate(pool="masked")), example_inputs=batch)
+    assert attach(model, UniPELT([LoRA()], gate=Gate(pool="all")), example_inputs=batch).gates
 
 
 @pytest.mark.skipif("codegen" in UNSUPPORTED, reason="transformers before 5.24")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_pelt import IA3, Adapter, FullFineTuning, HeadOnly, LoRA, Plan, UniPELT, attach
 from lightning_pelt.attach import Attachment
-from lightning_pelt.attach.state_dict_hooks import plain
+from lightning_pelt.attach.names import plain
 from lightning_pelt.testing import awaken, is_ours, tiny_bert, tiny_gpt2
 
 TOKENS = torch.arange(3, 19).view(2, 8)
@@ -111,13 +110,18 @@ def test_round_trip(wrap: Any, strict: bool) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in target.state_dict().items())
 
 
-def test_the_base_may_be_in_the_state() -> None:
-    """Of somebody who saved everything: its weights are loaded like any others."""
+@pytest.mark.parametrize(
+    "name", ["bert.embeddings.word_embeddings.weight", "bert.pooler.dense.bias"]
+)
+def test_the_base_is_not_replaced(name: str) -> None:
     model = tuned(seed=1)
-    everything = dict(tuned(seed=2).state_dict())
-    everything |= {"bert.pooler.dense.bias": torch.ones(32)}
-    model.load_state_dict(everything)
-    assert model.bert.pooler.dense.bias.eq(1).all()
+    state = dict(tuned(seed=2).state_dict())
+    before = {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    state[name] = torch.ones_like(before[name])
+    with pytest.raises(RuntimeError, match=rf"would replace the frozen base.*1 tensor: {name}"):
+        model.load_state_dict(state)
+    for other, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(tensor, before[other]), other
 
 
 def test_openness_is_loaded_on_both_sides() -> None:
@@ -252,15 +256,3 @@ def test_moving_average() -> None:
     assert int(other.n_averaged) == 2
     assert torch.equal(logits(other.module), logits(average.module))
     assert not torch.equal(logits(average.module), logits(model))
-
-
-def test_save_pretrained_names_what_to_call(tmp_path: Path) -> None:
-    """It would write a model file without the model."""
-    model = tiny_bert()
-    attachment = attach(model, PLAN)
-    with pytest.raises(ValueError, match=r"call save_adapters\(model, folder\)"):
-        model.save_pretrained(tmp_path / "whole")
-    assert not (tmp_path / "whole").exists()
-    attachment.detach()
-    model.save_pretrained(tmp_path / "whole")
-    assert (tmp_path / "whole" / "model.safetensors").is_file()

@@ -33,8 +33,7 @@ class ProfileAdapters(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d) -> (B, T, d)."""
-        selected = self.masks.selected
-        assert selected is not None
+        selected = self.masks.of_forward()
         lists = (self.A, self.c, self.B)
         A, c, B = (torch.stack([one[n] for n in selected.numbers]) for one in lists)
         adapters = Adapters(A, c, B, None, selected.inverse)

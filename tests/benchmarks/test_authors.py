@@ -77,7 +77,7 @@ def test_the_adapter_of_an_author_is_an_ordinary_adapter(shared: SharedSettings)
     model = fit(SETUPS["adapter-each"], shared, seed=0)
     site = next(module for module in model.modules() if isinstance(module, ProfileAdapters))
     f, h = torch.randn(2, 1, 4, 16)
-    masks_of(model).selected = masks_of(model).select(torch.tensor([1]))
+    masks_of(model).selected.set(masks_of(model).select(torch.tensor([1])))
     up, bias = site.B[1][:-1], site.B[1][-1]
     expected = f + torch.relu(h @ site.A[1] + site.c[1]) @ up + bias
     torch.testing.assert_close(site(f, h), expected)

@@ -13,8 +13,10 @@ from callbacks.tiny import Tiny, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
+from zoo import build
 
-from lightning_pelt import LoRA, Plan
+from lightning_pelt import LoRA, Plan, UniPELT, attach
+from lightning_pelt.attach import find_attachments
 from lightning_pelt.callbacks.gate_monitor import GateMonitor, gate_table, summarise
 
 SITES = ("lora.query", "lora.value", "adapter")
@@ -41,7 +43,7 @@ def test_means_and_spreads_by_hand():
         View("00/adapter", [[0.0, 0.2, 0.4], [0.6, 0.8, 1.0]]),  # examples 0.2, 0.8: 0.5, 0.3
         View("00/prefix", 0.7),  # one openness for all examples
     ]
-    means, scalars = summarise(gates)
+    means, scalars = summarise({gate.name: gate for gate in gates})
     assert means == pytest.approx(
         {"00/lora.query": 0.4, "01/lora.query": 0.5, "00/adapter": 0.5, "00/prefix": 0.7}
     )
@@ -209,13 +211,37 @@ def test_reading_waits_for_the_device_once(monkeypatch):
         monkeypatch.setattr(
             torch.Tensor, name, lambda s, n=name, o=original: waits.append(n) or o(s)
         )
-    summarise([View(f"{i:02d}/lora", [0.1, 0.9]) for i in range(48)])
+    summarise({f"{i:02d}/lora": View(f"{i:02d}/lora", [0.1, 0.9]) for i in range(48)})
     assert waits == ["tolist"]
 
 
 def test_every_n_steps_must_be_a_step():
     with pytest.raises(ValueError, match="every_n_steps=0"):
         GateMonitor(every_n_steps=0)
+
+
+class Pair(Tiny):
+    """Two models with plans of their own, attached by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = build("bert", seed=1)
+        attach(self, UniPELT([LoRA(r=2)]), path="other")
+
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) + self.other(**batch).loss
+
+
+def test_gates_of_two_models(tmp_path):
+    module = Pair()
+    monitor = GateMonitor(every_n_steps=1)
+    fit = trainer(tmp_path, monitor)
+    fit.fit(module, loader(2), loader(1))
+    counts = {path: len(a.gates) for path, a in find_attachments(module).items()}
+    assert len(counts) == 2
+    for path, count in counts.items():
+        assert sum(name.startswith(f"{path}.0") for name in monitor.latest) == count > 0
+        assert sum(key.startswith(f"gate/{path}.0") for key in logged(tmp_path)) == count
 
 
 class SameEverywhere(Callback):

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_pelt import Adapter, Gate, Group, LoRA, Plan
+from lightning_pelt import Adapter, Gate, Group, HeadOnly, LoRA, Plan
 from lightning_pelt.callbacks.gate_schedule import GateSchedule
 from lightning_pelt.training.phases import Phase
 
@@ -427,3 +427,34 @@ def test_two_processes_close_hold_and_prune_alike(tmp_path):
         max_epochs=2,
     )
     fit.fit(Tiny(), loader(4), loader(2, seed=1))
+
+
+@pytest.mark.parametrize("plan", [Plan.uniform(LoRA(r=2)), HeadOnly()], ids=["ungated", "head"])
+def test_pruning_without_gates_is_refused_at_the_start(tmp_path, plan):
+    watch = Steps()
+    run = trainer(tmp_path, GateSchedule(prune_below=0.1), watch)
+    with pytest.raises(ValueError, match=r"prune_below=0\.1 has nothing to prune.*gate=Gate\(\)"):
+        run.fit(Tiny(plan), loader(1), loader(1))
+    assert watch.count == 0
+
+
+def test_a_plan_without_gates_may_have_a_schedule_without_pruning(tmp_path):
+    schedule = GateSchedule({"lora": [Phase(held=True)]})
+    trainer(tmp_path, schedule).fit(Tiny(Plan.uniform(LoRA(r=2))), loader(1), loader(1))
+    assert schedule.pruned == []
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}], ids=["no loader", "no batch"])
+def test_pruning_without_validations_is_a_warning(tmp_path, options):
+    loaders = [loader(1)] * (1 + bool(options))
+    with pytest.warns(UserWarning, match="prunes after validations, and this fit has none"):
+        trainer(tmp_path, GateSchedule(prune_below=0.1), **options).fit(Tiny(), *loaders)
+
+
+class Steps(Callback):
+    """Counts batches."""
+
+    count = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.count += 1

@@ -12,9 +12,11 @@ import pytest
 from callbacks.tiny import trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.loggers import CSVLogger
+from small import WORDS, bert
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
 from lightning_pelt.callbacks import WritePredictions
+from lightning_pelt.data.profile_data import ProfileDataModule
 
 
 class Echo(BoringModel):
@@ -108,3 +110,72 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
         trainer(tmp_path, WritePredictions("out.jsonl")).predict(Echo(), loader)
     assert Path("out.jsonl").read_text() == before
     assert not list(Path().glob(".*.part"))
+
+
+def test_an_earlier_file_is_replaced_and_not_silently(tmp_path, capsys):
+    for rows in (3, 2):
+        loader = DataLoader(RandomDataset(32, rows))
+        trainer(tmp_path, WritePredictions("out.jsonl")).predict(Echo(), loader)
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert first == "3 predictions written to out.jsonl"
+    assert second == "2 predictions written to out.jsonl in the place of an earlier file"
+    assert len(lines("out.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("world", "others"),
+    [(1, ["out.0.jsonl", "out.1.jsonl", "out.2.jsonl"]), (2, ["out.2.jsonl", "out.jsonl"])],
+)
+def test_files_of_a_run_with_other_processes_are_named(tmp_path, world, others):
+    for name in ("out.jsonl", "out.0.jsonl", "out.1.jsonl", "out.2.jsonl", "out.x.jsonl"):
+        (tmp_path / name).write_text("old")
+    run: Any = SimpleNamespace(
+        log_dir=str(tmp_path), default_root_dir="", world_size=world, global_rank=0
+    )
+    module: Any = None
+    with pytest.warns(UserWarning, match=f"beside those of this run: {', '.join(others)}$"):
+        WritePredictions(str(tmp_path / "out.jsonl")).write_on_epoch_end(
+            run, module, [[{"label": "a"}]], [[0]]
+        )
+
+
+def word_files(folder: Path) -> dict[str, str]:
+    """Files of words with labels and profiles; the third and the sixth profile are not in train."""
+    rows = [{"text": word, "label": "a", "profile": f"p{i % 3}"} for i, word in enumerate(WORDS)]
+    files = {"train": [row for row in rows if row["profile"] != "p2"], "predict": rows}
+    for name, content in files.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)))
+    return {name: str(folder / f"{name}.jsonl") for name in files}
+
+
+class Words(BoringModel):
+    """Predicts the word of each row."""
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict]:
+        return [{"word": WORDS[row[0] - 3]} for row in batch["input_ids"]]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_rows_that_a_data_module_leaves_out_keep_their_numbers(tmp_path, whole):
+    data = ProfileDataModule(
+        bert(tmp_path / "bert"), **word_files(tmp_path), max_length=32, batch_size=2, dev_share=0,
+        unseen="drop", only="p0", limit_eval=3,
+    )  # fmt: skip
+    run = trainer(tmp_path, WritePredictions("out.jsonl"))
+    run.predict(Words(), data if whole else data.predict_dataloader())
+    written = lines("out.jsonl")
+    assert len(written) == 3
+    assert all(line["word"] == WORDS[line["row"]] and line["row"] % 3 == 0 for line in written)
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_numbers_of_the_file(tmp_path):
+    data = ProfileDataModule(
+        bert(tmp_path / "bert"), **word_files(tmp_path), max_length=32, batch_size=2, dev_share=0,
+        unseen="drop",
+    )  # fmt: skip
+    run = trainer(tmp_path, WritePredictions("out.jsonl"), devices=2, strategy="ddp_fork")
+    run.predict(Words(), data, return_predictions=False)
+    written = [line for rank in range(2) for line in lines(f"out.{rank}.jsonl")]
+    assert sorted(line["row"] for line in written) == [i for i in range(len(WORDS)) if i % 3 < 2]
+    assert all(line["word"] == WORDS[line["row"]] for line in written)

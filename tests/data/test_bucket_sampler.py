@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -122,8 +123,8 @@ class Numbers(LightningDataModule):
         loader = ResumableLoader(
             Rows(), sampler=sampler, batch_size=None, num_workers=self.num_workers
         )
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        loader.processed = lambda: progress.processed
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        loader.position = lambda: (self.trainer.current_epoch, batches.ready)
         return loader
 
     def val_dataloader(self) -> DataLoader:
@@ -152,14 +153,14 @@ class Recorder(LightningModule):
 
 
 def fit(
-    module: Recorder, data: Numbers, *callbacks: ModelCheckpoint, ckpt: str = "", **options: object
+    module: Recorder, data: Numbers, *callbacks: Callback, ckpt: str = "", **options: object
 ) -> dict[int, list[int]]:
     trainer = Trainer(
         **{"max_epochs": 3, **options},
         accelerator="cpu",
         logger=False,
         callbacks=list(callbacks),
-        enable_checkpointing=bool(callbacks),
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -196,6 +197,58 @@ def test_a_batch_that_failed_is_taken_again(tmp_path: Path) -> None:
     (saved,) = tmp_path.glob("*crash*.ckpt")
     rest = fit(Recorder(), Numbers(), ckpt=str(saved))
     assert rest == {i: whole[i] for i in range(10, 21)}
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_val_batches": 0}])
+def test_the_default_checkpoint_of_a_run_limited_by_steps(
+    tmp_path: Path, options: dict[str, int]
+) -> None:
+    """Lightning goes through the end of the epoch once more, and counts it twice."""
+    options = {"max_steps": 21, "max_epochs": -1, **options}
+    ends = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1)
+    whole = fit(Recorder(), Numbers(), ends, **options)
+    rest = fit(Recorder(), Numbers(), ckpt=str(tmp_path / "step=7.ckpt"), **options)
+    assert rest == {i: whole[i] for i in range(7, 21)}
+
+
+class Beside(Numbers):
+    """Two loaders in one; the shorter one starts again within an epoch of the longer one."""
+
+    def train_dataloader(self) -> CombinedLoader:
+        other = DataLoader(range(17))
+        return CombinedLoader([super().train_dataloader(), other], "max_size_cycle")
+
+
+class Pairs(Recorder):
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch[0], batch_idx)
+
+
+@pytest.mark.parametrize("step", [5, 9, 16])
+def test_a_loader_that_starts_again_within_an_epoch(tmp_path: Path, step: int) -> None:
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(Pairs(), Beside(), every, max_epochs=1)
+    rest = fit(Pairs(), Beside(), ckpt=str(tmp_path / f"step={step}.ckpt"), max_epochs=1)
+    assert len(whole) == 17
+    assert rest == {i: whole[i] for i in range(step, 17)}
+
+
+def test_others_may_iterate_over_the_loader_of_a_resumed_run(tmp_path: Path) -> None:
+    """They get whole epochs, and the run its remaining batches."""
+    counts = []
+
+    class Counts(Callback):
+        def on_train_start(self, trainer: Trainer, *args: object) -> None:
+            counts.append(len(list(trainer.train_dataloader)))
+
+        on_train_epoch_end = on_train_start
+
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(Recorder(), Numbers(), every, max_epochs=1)
+    checkpoint = str(tmp_path / "step=3.ckpt")
+    rest = fit(Recorder(), Numbers(), Counts(), ckpt=checkpoint, max_epochs=1)
+    assert rest == {i: whole[i] for i in range(3, 7)}
+    assert counts == [7, 7]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import twenty_steps
-from callbacks.tiny import Tiny
+from callbacks.tiny import Tiny, trainer
 from torch import distributed
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -135,16 +135,23 @@ class ShardsItself(Tiny):
         fully_shard(self.net, mesh=self.mesh["data_parallel"])
 
 
+def configured(module: ShardsItself) -> None:
+    """Configure a module as a trainer with PELTCallback does."""
+    callback = PELTCallback(UniPELT())
+    run = trainer(Path(), callback)
+    run.strategy._lightning_module = module
+    module.trainer = run
+    callback.setup(run, module, "fit")
+    module.configure_model()
+
+
 def test_a_module_that_shards_itself_has_to_attach_first(mesh):
-    trainer: Any = None
     good = ShardsItself()
     good.mesh = mesh
-    PELTCallback(UniPELT()).setup(trainer, good, "fit")
-    good.configure_model()
+    configured(good)
     assert all(isinstance(p, DTensor) for p in good.attachment.parameters_of("lora"))
 
     bad = ShardsItself()
     bad.mesh, bad.first = mesh, False
-    PELTCallback(UniPELT()).setup(trainer, bad, "fit")
     with pytest.raises(ValueError, match=r"ShardsItself shards its model .*before fully_shard"):
-        bad.configure_model()
+        configured(bad)

@@ -41,7 +41,7 @@ def test_is_a_change_of_the_biases(name: str) -> None:
     changed = copy.deepcopy(model)
     attachment = tuned(model, BitFit())
     for module in attachment.submodules["bitfit"]:
-        bias = changed.get_submodule(module.path).bias
+        bias = changed.get_submodule(module.site.path).bias
         rows = module.output_rows.rows
         bias[slice(None) if rows is None else rows] += module.bias
     torch.testing.assert_close(output(model, batch), output(changed, batch), rtol=0, atol=2e-5)
@@ -62,7 +62,7 @@ def test_layers_without_biases_get_them() -> None:
     attachment = tuned(model, BitFit(sites=("*attention.*", "ffn.*")))
     assert len(attachment.submodules["bitfit"]) == 2 * 7
     for module in attachment.submodules["bitfit"]:
-        linear: Any = changed.get_submodule(module.path)
+        linear: Any = changed.get_submodule(module.site.path)
         assert linear.bias is None
         linear.bias = nn.Parameter(module.bias.clone())
     tokens = torch.arange(3, 11)[None]
@@ -84,7 +84,7 @@ def test_gate_scales_the_bias() -> None:
     model: Any = tiny_bert()
     block = copy.deepcopy(model.bert.encoder.layer[0].attention)
     attachment = tuned(model, BitFit(gate=Gate()))
-    biases = {module.path: module.bias for module in attachment.submodules["bitfit"]}
+    biases = {module.site.path: module.bias for module in attachment.submodules["bitfit"]}
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     attention = model.bert.encoder.layer[0].attention
     for module in (attention.self.key, attention.output.LayerNorm):
@@ -108,8 +108,8 @@ def test_sites_outside_the_blocks_need_all_blocks() -> None:
     """Embedding norm and pooler belong to no block: a group of some blocks leaves them alone."""
     whole = attach(tiny_bert(), Plan.uniform(BitFit()))
     part = attach(tiny_bert(), Plan([Group([BitFit()], blocks=[0, 1])]))
-    outer = {m.path for m in whole.submodules["bitfit"]} - {
-        m.path for m in part.submodules["bitfit"]
+    outer = {m.site.path for m in whole.submodules["bitfit"]} - {
+        m.site.path for m in part.submodules["bitfit"]
     }
     assert outer == {"bert.embeddings.LayerNorm", "bert.pooler.dense"}
 

@@ -16,7 +16,8 @@ from zoo import ZOO, build, inputs, output
 from lightning_pelt import Adapter, BitFit, Gate, LoRA, Plan, Prefix, UniPELT, attach
 from lightning_pelt.anatomy import MaskArgument
 from lightning_pelt.attach import Attachment
-from lightning_pelt.methods.gate import GateLayer, Padding, real_tokens
+from lightning_pelt.methods.gate import GateLayer
+from lightning_pelt.methods.padding import Given, Padding
 from lightning_pelt.testing import awaken, tiny_bert, tiny_llama
 
 TOKENS = torch.arange(3, 19).view(2, 8)
@@ -32,6 +33,7 @@ ON_PAPER = {
 def gate_layer(pool: Any, names: tuple[str, ...] = ("a",), width: int = 2) -> GateLayer:
     layer = GateLayer(width, names, gate=Gate(), pool=pool)
     layer.padding = Padding(MaskArgument("", "attention_mask", 1))
+    layer.padding.given.set(Given(None, 2))
     return layer
 
 
@@ -50,7 +52,7 @@ def test_on_paper(pool: str, open_: float) -> None:
     layer.a_bias.fill_(math.log(3))
     layer.open.fill_(open_)
     assert layer.padding is not None
-    layer.padding.mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    layer.padding.given.set(Given(torch.tensor([[1, 1, 1], [1, 1, 0]]), 2))
     x = logits((1, 3, 1 / 3), (9, 1 / 9, 4))
     gate = layer(x)
     expected = open_ * torch.tensor(ON_PAPER[pool])
@@ -77,76 +79,6 @@ def test_initial_weights() -> None:
     assert bias.tolist() == [2.0]
 
 
-# Masks of every kind, and which tokens are real according to them.
-
-LOW = torch.finfo(torch.float32).min
-TRIANGLE = [[True, False, False], [True, True, False], [True, True, True]]
-KINDS: dict[str, tuple[Any, list[list[bool]]]] = {
-    "integers": (torch.tensor([[1, 1, 1], [1, 1, 0]]), [[True] * 3, [True, True, False]]),
-    "booleans": (torch.tensor([[True, False, True]]), [[True, False, True]]),
-    "floats of ones": (torch.tensor([[1.0, 1.0, 0.0]]), [[True, True, False]]),
-    "one row for all queries": (
-        torch.tensor([[True, True, False]])[:, None, None],
-        [[True, True, False]],
-    ),
-    "one triangle for all": (torch.tensor(TRIANGLE)[None, None], [[True] * 3]),
-    "triangle and padding": (
-        torch.tensor(TRIANGLE)[None, None] & torch.tensor([True, True, False]),
-        [[True, True, False]],
-    ),
-    "triangle and left padding": (
-        torch.tensor(TRIANGLE)[None, None] & torch.tensor([False, True, True]),
-        [[False, True, True]],
-    ),
-    "added to the scores": (
-        torch.tensor([[0.0, 0.0, LOW], [0.0, LOW, LOW]])[:, None, None],
-        [[True, True, False], [True, False, False]],
-    ),
-    "added, minus infinity": (
-        torch.tensor([[0.0, -math.inf, -math.inf]])[:, None, None],
-        [[True, False, False]],
-    ),
-    "added, half precision": (
-        torch.tensor([[0.0, 0.0, torch.finfo(torch.float16).min]], dtype=torch.float16)[
-            :, None, None
-        ],
-        [[True, True, False]],
-    ),
-    "added twice": (
-        torch.tensor([[0.0, 0.0, LOW]])[:, None, None] + torch.tensor([[0.0, 0.0, LOW]]),
-        [[True, True, False]],
-    ),
-    "added with a position bias": (
-        torch.tensor([[3.5, -9.0, LOW]])[:, None, None],
-        [[True, True, False]],
-    ),
-    "integers for every pair": (
-        torch.tensor([[[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]]),
-        [[True, True, False]],
-    ),
-    "for every head": (
-        torch.tensor([[True, False, False], [False, True, False]])[None, :, None],
-        [[True, True, False]],
-    ),
-    "blocks": (
-        create_block_mask(lambda b, h, q, k: k <= 1, 1, None, 3, 3, device="cpu"),
-        [[True, True, False]],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_real_tokens(kind: str) -> None:
-    mask, expected = KINDS[kind]
-    real = real_tokens(mask)
-    assert real is not None
-    assert real.tolist() == expected
-
-
-def test_no_mask_means_no_padding() -> None:
-    assert real_tokens(None) is None
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize(
@@ -159,9 +91,9 @@ def test_masks_as_transformers_makes_them(make: Any, mask: Tensor, implementatio
     model.set_attn_implementation(implementation)
     with torch.compiler.set_stance("force_eager"):
         model(input_ids=TOKENS, attention_mask=mask)
-    real = attachment.gates["01/lora.query"].layer.padding.real()
-    assert real is None or torch.equal(real.expand(2, -1), mask.bool())
-    assert real is not None or mask.all()
+    found = attachment.gates["01/lora.query"].layer.padding.weights(8)
+    assert found is None or torch.equal(found[0][..., 0].expand(2, -1), mask.float())
+    assert found is not None or mask.all()
 
 
 def owned(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -422,6 +354,67 @@ def test_pooled_gates_in_cached_decoding(padded: bool) -> None:
     assert words.shape == (2, 11)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["masked", "token"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_gates_with_a_cache_of_fixed_length(pool: Any, padded: bool) -> None:
+    """Its masks have columns for tokens to come, which are no padding."""
+    model = gated("gpt2", pool=pool).model
+    batch = inputs("gpt2", padded=False)
+    if padded:
+        batch["attention_mask"] = MASK.flip(1)
+    model.generation_config.disable_compile = True
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
+    found = [
+        model.generate(
+            **batch, **options, return_dict_in_generate=True, cache_implementation=cache
+        ).logits
+        for cache in ("dynamic", "static")
+    ]
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+
+
+SEEN = MASK.bool()[:, None, None]
+USERS_MASKS = {
+    "keys": SEEN,
+    "pairs": (SEEN & SEEN.mT).expand(-1, 1, -1, -1),
+    "heads": SEEN.expand(-1, 4, 8, -1),
+    **{
+        f"added {low:.0e}": torch.where(SEEN, 0.0, low)
+        for low in (-1e9, -1e4, torch.finfo(torch.float32).min, -math.inf)
+    },
+    "added to every pair": torch.where(SEEN, 0.0, -1e4).expand(-1, 4, 8, -1).contiguous(),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", USERS_MASKS)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_masks_as_users_make_them(kind: str, implementation: str) -> None:
+    model = tiny_bert()
+    attachment = attach(model, UniPELT(gate=Gate(pool="masked")))
+    awaken(attachment, std=0.3)
+    model.set_attn_implementation(implementation)
+    expected = model(input_ids=TOKENS, attention_mask=MASK).logits
+    gates = {name: gate.value for name, gate in attachment.gates.items()}
+    mask = USERS_MASKS[kind]
+    if implementation == "eager" and mask.dtype == torch.bool:
+        mask = torch.where(mask, 0.0, -1e9)  # eager attention adds any mask
+    found = model(input_ids=TOKENS, attention_mask=mask).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    for name, gate in attachment.gates.items():
+        torch.testing.assert_close(gate.value, gates[name], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_mask_that_cannot_be_read_is_refused() -> None:
+    model = tiny_bert()
+    attach(model, Plan.uniform(LoRA(gate=Gate())))
+    mask = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"2 x 8 tokens.*\(2, 1, 1, 9\).*pool='token'"):
+        model(input_ids=TOKENS, attention_mask=mask)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -436,5 +429,6 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
 
 def test_the_mask_of_a_batch_is_not_pickled() -> None:
     padding = Padding(MaskArgument("", "attention_mask", 1))
-    padding.mask = KINDS["blocks"][0]  # of a function that pickle could not find
-    assert pickle.loads(pickle.dumps(padding)).mask is None
+    blocks = create_block_mask(lambda b, h, q, k: k <= 1, 1, None, 3, 3, device="cpu")
+    padding.given.set(Given(blocks, 1))  # of a function that pickle could not find
+    assert pickle.loads(pickle.dumps(padding)).given.peek() is None

@@ -66,13 +66,13 @@ def test_is_a_rescaling_of_weights(name: str) -> None:
     changed = copy.deepcopy(model)
     attachment = rescaled(model, IA3())
     for module in attachment.submodules["ia3"]:
-        linear: Any = changed.get_submodule(module.path)
+        linear: Any = changed.get_submodule(module.site.path)
         transposed = type(linear).__name__ == "Conv1D"
         weight = linear.weight.data.T if transposed else linear.weight.data
         if module.on_input:
             weight.mul_(module.vector)
             continue
-        key = next(n for n, m in model.get_submodule(module.path).pelt.items() if m is module)
+        key = next(n for n, m in model.get_submodule(module.site.path).pelt.items() if m is module)
         rows = LAYOUTS[name](torch.arange(len(weight)))["key" if "key" in key else "value"]
         weight[rows] *= module.vector[:, None]
         if linear.bias is not None:
@@ -107,5 +107,5 @@ def test_gate() -> None:
 
 def test_mixture_of_experts_keeps_keys_and_values() -> None:
     attachment = rescaled(build("mixtral"), IA3())
-    hosts = {module.path.rpartition(".")[2] for module in attachment.submodules["ia3"]}
+    hosts = {module.site.path.rpartition(".")[2] for module in attachment.submodules["ia3"]}
     assert hosts == {"k_proj", "v_proj"}

@@ -300,6 +300,23 @@ def test_modules_without_a_prefix_keep_their_function() -> None:
     function = AttentionInterface().get_interface("eager", lambda *a, **k: sentinel)
     heads = torch.zeros(1, 2, 3, 8)
     assert function(nn.Linear(1, 1), heads, heads, heads, None) is sentinel
+    assert function(nn.Linear(1, 1), heads, heads, heads, attention_mask=None) is sentinel
+    assert function(nn.Linear(1, 1), query=heads, key=heads, value=heads) is sentinel
+
+
+@torch.no_grad()
+def test_a_mask_with_its_name() -> None:
+    """BLIP-2 and others do not pass it by position."""
+    model: Any = tiny_bert()
+    prefixed(model, Prefix(length=LENGTH, mlp=None))
+    module = model.bert.encoder.layer[0].attention.self
+    function = AttentionInterface().get_interface("sdpa", lambda *a, **k: None)
+    heads = torch.randn(1, 4, 3, 8)
+    mask = torch.tensor([[[[True, False, True]]]])
+    positional, _ = function(module, heads, heads, heads, mask)
+    named, _ = function(module, heads, heads, heads, attention_mask=mask)
+    assert torch.equal(named, positional)
+    assert not torch.equal(named, function(module, heads, heads, heads, attention_mask=None)[0])
 
 
 MASKS = {
@@ -327,9 +344,14 @@ def test_extended_mask(kind: str) -> None:
     torch.testing.assert_close(extended.float().reshape(-1, 5), torch.tensor(expected).float())
 
 
-@pytest.mark.parametrize(("queries", "visible"), [(1, None), (2, [[1] * 6 + [0], [1] * 7])])
+@pytest.mark.parametrize(
+    ("queries", "visible"), [(1, None), (2, [[1] * 3 + [0] * 4, [1] * 4 + [0] * 3])]
+)
 def test_causal_mask_with_a_cache(queries: int, visible: list | None) -> None:
-    """The last ``queries`` of five tokens: a single one sees everything and needs no mask."""
+    """The first of five tokens: a single one sees everything and needs no mask.
+
+    As in SDPA without a prefix, later keys are those that a cache of fixed length has room for.
+    """
     query = torch.zeros(1, 1, queries, 4)
     extended = extend_mask(
         None, 2, module=nn.Module(), query=query, keys=5, name="sdpa", kwargs={"is_causal": True}

@@ -132,7 +132,7 @@ def test_the_vocabulary_is_copied() -> None:
 
 
 def test_the_random_start_is_uniform() -> None:
-    attachment = attach(tiny_bert(), Plan.uniform(Prompt(length=100)))
+    attachment = attach(build("t5"), Plan.uniform(Prompt(length=100)))
     (prompt,) = attachment.parameter_groups()["prompt"]
     assert 0.49 < prompt.abs().max() <= 0.5
     assert prompt.var().item() == pytest.approx(1 / 12, rel=0.1)
@@ -150,3 +150,92 @@ def test_decoders_are_pointed_to_prefix() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Prompt(**options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("task", [True, False], ids=["head", "base"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "deberta-v2", "modernbert"])
+def test_outputs_of_every_block_have_the_tokens_of_the_input(name: str, task: bool) -> None:
+    model = build(name, task=task)
+    if model.config.model_type != "deberta-v2":
+        model.set_attn_implementation("eager")
+    batch, options = inputs(name), {"output_hidden_states": True, "output_attentions": True}
+    shapes = _shapes(model(**batch, **options))
+    attachment = attach(model, Plan.uniform(Prompt(length=3)))
+    awaken(attachment)
+    found = model(**batch, **options)
+    assert _shapes(found) == shapes
+    as_tuple = model(**batch, **options, return_dict=False)
+    assert _shapes(as_tuple) == _shapes(tuple(found.values()))
+    plain = model(**batch)
+    assert torch.equal(plain[0], found[0]), "what is asked for changes nothing"
+
+
+def _shapes(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.shape
+    values = output.values() if hasattr(output, "values") else output
+    return [_shapes(value) for value in values]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["deberta", "deberta-v2"])
+def test_deberta_returns_its_own_tokens(name: str) -> None:
+    """Its base reads the last of the hidden states, not the result, of its stack."""
+    model: Any = build(name, task=False)
+    batch = inputs(name)
+    attachment = attach(model, Plan.uniform(Prompt(length=3)))
+    awaken(attachment)
+    seen: list[Tensor] = []
+    model.encoder.layer[-1].register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    assert torch.equal(model(**batch).last_hidden_state, seen[0][:, 3:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["keys", "pairs", "added", "lowest"])
+def test_masks_of_every_kind(kind: str) -> None:
+    batch = inputs("bert")
+    model = build("bert")
+    awaken(attach(model, Plan.uniform(Prompt(length=3, gate=Gate()))))
+    seen = batch["attention_mask"].bool()
+    masks = {
+        "keys": seen[:, None, None],
+        "pairs": (seen[:, None] & seen[:, :, None])[:, None],
+        "added": torch.where(seen[:, None, None], 0.0, -1e4),
+        "lowest": torch.where(seen[:, None, None], 0.0, torch.finfo(torch.float32).min),
+    }
+    expected = model(**batch).logits
+    found = model(input_ids=batch["input_ids"], attention_mask=masks[kind]).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_arguments_without_names() -> None:
+    model: Any = build("bert", task=False)
+    awaken(attach(model, Plan.uniform(Prompt(length=3))))
+    batch = inputs("bert")
+    segments = torch.ones_like(batch["input_ids"])
+    named = model(**batch, token_type_ids=segments).last_hidden_state
+    unnamed = model(batch["input_ids"], batch["attention_mask"], segments).last_hidden_state
+    assert torch.equal(unnamed, named)
+    assert not torch.equal(model(**batch).last_hidden_state, named)
+
+
+@torch.no_grad()
+def test_prompt_and_tokens_beyond_the_positions() -> None:
+    model = tiny_bert()  # 32 positions
+    with pytest.raises(ValueError, match=r"length=32.*bert has 32: use a shorter prompt"):
+        attach(model, Plan.uniform(Prompt(length=32)))
+    attachment = attach(model, Plan.uniform(Prompt(length=20, gate=Gate())))
+    tokens = torch.arange(3, 15)[None]
+    assert model(input_ids=tokens).logits.isfinite().all()
+    more = torch.arange(3, 16)[None]
+    with pytest.raises(ValueError, match=r"13 tokens need 33 positions.*32: use max_length=12"):
+        model(input_ids=more)
+    (gate,) = attachment.gates.values()
+    gate.set_open(0.0)
+    assert model(input_ids=more).logits.isfinite().all(), "a closed prompt takes no positions"
+    relative = build("t5")
+    attach(relative, Plan.uniform(Prompt(length=100)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import simulated
@@ -18,6 +20,7 @@ from lightning_pelt.search import controller
 from lightning_pelt.search.queue import worker
 from lightning_pelt.search.queue.job import Outcome
 from lightning_pelt.search.queue.ledger import Ledger
+from lightning_pelt.search.queue.worker_pool import WorkerPool
 
 
 def rows(folder: Path) -> dict[str, str]:
@@ -143,6 +146,34 @@ def test_a_controller_leads_a_search_whose_jobs_another_process_runs(recipe, mon
     assert "The search is finished." in (folder / "report.md").read_text()
     winner = yaml.safe_load((folder / "winner_words.yaml").read_text())
     assert winner["model"]["plan"]["init_args"]["strategies"] == list(state.found.strategies)
+
+
+def test_a_controller_stops_when_another_process_has_taken_the_lead(recipe, monkeypatch):
+    """As if its heartbeats came too late, which `test_ledger` lets happen."""
+    settings = parse([f"--config={recipe}", "--name=taken", "--workers=0"]).settings
+    ledger = controller.open_ledger(settings)
+    monkeypatch.setattr(ledger, "lead", lambda: nullcontext(SimpleNamespace(lost=True)))
+    monkeypatch.setattr(controller, "open_ledger", lambda _: ledger)
+    with pytest.raises(RuntimeError, match="another process leads the search 'taken' now"):
+        controller.lead(settings, ["no command"])
+
+
+def test_passwords_are_not_in_the_settings_and_messages():
+    command = ["search", "--storage=postgresql://ann:secret@host/db"]
+    with pytest.raises(RuntimeError) as caught, WorkerPool(1, ["false", *command]) as pool:
+        while True:
+            pool.refill(0)
+    assert "false search --storage=postgresql://ann:***@host/db" in str(caught.value)
+
+
+def test_workers_that_have_taken_no_job_are_counted(recipe):
+    settings = parse([f"--config={recipe}", "--name=counted", "--workers=0"]).settings
+    ledger = controller.open_ledger(settings)
+    with WorkerPool(2, ["sleep", "60"]) as pool:
+        assert controller._counts(ledger, pool).idle == pool.alive == 0
+        pool.refill(0)
+        assert controller._counts(ledger, pool).idle == pool.alive == 2
+    assert pool.alive == 0
 
 
 def test_an_interrupted_search_prints_how_to_continue(recipe, monkeypatch, capsys):

@@ -198,18 +198,25 @@ def test_baselines(tmp_path, plan):
 # -- options of the base ----------------------------------------------------------------------
 
 
+class Draws(Callback):
+    """Two forwards of one training batch, in the mode of training."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        self.base = pl_module.model.bert.embeddings.dropout.training
+        self.head = pl_module.model.classifier.training
+        with torch.no_grad():
+            self.logits = [pl_module(**batch).logits for _ in range(2)]
+
+
 @pytest.mark.parametrize("base_dropout", [True, False])
 def test_dropout_of_the_base(tmp_path, base_dropout):
     module, data = module_and_data(tmp_path, base_dropout=base_dropout)
-    module.configure_model()
-    module.on_fit_start()
-    model = module.model
-    assert model.bert.embeddings.dropout.training is base_dropout
-    assert model.classifier.training
-    batch = next(iter(data.predict_dataloader()))
-    drawn = [module(**batch).logits for _ in range(2)]
+    draws = Draws()
+    trainer(tmp_path, draws, limit_train_batches=1).fit(module, data)
+    assert draws.base is base_dropout
+    assert draws.head
     # The head's own dropout belongs to transformers' model class: it stays with the base.
-    assert torch.equal(*drawn) is not base_dropout
+    assert torch.equal(*draws.logits) is not base_dropout
 
 
 def test_dropout_is_off_for_validation_and_on_again(tmp_path):
@@ -247,6 +254,7 @@ def test_recomputed_activations_change_nothing(tmp_path):
     [
         ("float32", "bf16-mixed", torch.float32, torch.float32),
         ("bfloat16", "32-true", torch.bfloat16, torch.float32),
+        ("float16", "32-true", torch.float16, torch.float32),
         ("bfloat16", "bf16-mixed", torch.bfloat16, torch.float32),
         ("bfloat16", "bf16-true", torch.bfloat16, torch.bfloat16),
         ("float32", "bf16-true", torch.bfloat16, torch.bfloat16),
@@ -259,7 +267,7 @@ def test_dtypes_and_precisions(tmp_path, dtype, precision, base, own):
     run.fit(module, data)
     attachment = module.attachment
     groups = attachment.parameter_groups()
-    assert {p.dtype for name in groups if name != "head" for p in groups[name]} == {own}
+    assert {p.dtype for group in groups.values() for p in group} == {own}
     frozen = {p.dtype for p in module.parameters() if not p.requires_grad}
     assert frozen == {base}
     assert all(p.isfinite().all() for group in groups.values() for p in group)

@@ -9,7 +9,13 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lightning_pelt.utils import backbone
-from lightning_pelt.utils.backbone import MINILM, MINILM_SHA256, load_tokenizer, resolve_backbone
+from lightning_pelt.utils.backbone import (
+    MINILM,
+    MINILM_SHA256,
+    load_tokenizer,
+    public_name,
+    resolve_backbone,
+)
 
 
 def test_a_folder_is_returned_as_it_is(tmp_path: Path) -> None:
@@ -107,3 +113,9 @@ def test_a_tokenizer_without_a_pad_token_pads_with_the_end_of_text(tmp_path: Pat
 
 def test_minilms_tokenizer_keeps_its_pad_token() -> None:
     assert load_tokenizer("all-MiniLM-L6-v2").pad_token == "[PAD]"
+
+
+def test_the_packaged_copy_is_named_by_its_hub_id() -> None:
+    assert public_name(resolve_backbone("all-MiniLM-L6-v2")) == MINILM
+    assert public_name("some/model") == "some/model"
+    assert public_name("/data/my_model") == "/data/my_model"

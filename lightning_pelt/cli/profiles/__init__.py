@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from lightning_pelt.cli.errors import one_line_errors
 from lightning_pelt.cli.parser import CommandParser, SuggestingParser
 from lightning_pelt.cli.profiles import recipes
-from lightning_pelt.profiles._row_codec import UnknownProfile
 
 PROG = "lightning-pelt profiles"
 SUMMARY = "Train, store and serve many profiles on one model."
@@ -38,7 +37,7 @@ def main(args: Sequence[str]) -> None:
     for each, own in parsers.items():
         commands.add_subcommand(each, own)
     name = parser.parse_args(args).subcommand
-    with one_line_errors(f"{PROG} {name}", UnknownProfile):
+    with one_line_errors(f"{PROG} {name}"):
         if name in recipes.COMMANDS:
             recipes.COMMANDS[name].run(parsers[name].args)
         else:

@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from lightning_pelt.data._table_io import Column, Text, convert_columns, read_file
+from lightning_pelt.data._columns import Column, Text
+from lightning_pelt.data._table_io import convert_columns, read_file
 from lightning_pelt.profiles.serving import ProfileServer
 from lightning_pelt.profiles.serving.loading import load_model, open_store
 from lightning_pelt.profiles.store import ProfileStore
@@ -107,7 +108,7 @@ def _read(path: str, store: ProfileStore) -> Dataset:
     Raises:
         ValueError: a text is empty or a profile unknown; the message names the file and the row.
     """
-    table = read_file(path, strings=["text", "profile"])
+    table = read_file(path)
     columns = {name: Column(name, Text()) for name in ("text", "profile")}
     rows = convert_columns(table, columns, desc="reading rows")
     wanted = rows["profile"][:]

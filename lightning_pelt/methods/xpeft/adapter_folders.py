@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lightning_pelt.methods.adapter import Adapter
 from lightning_pelt.methods.config import rebuild
-from lightning_pelt.utils.adapter_format import CONFIG, TENSORS, read_adapters
+from lightning_pelt.utils.adapter_format import CONFIG, TENSORS, read_adapters, refuse_damage
+from lightning_pelt.utils.json_data import parse_json
 
 HUB_WEIGHTS = ("adapter.safetensors", "model.safetensors", "pytorch_adapter.bin")
 REMEDY = "a bank takes adapters of Pfeiffer et al.: ungated, relu, after the feed-forward layers"
@@ -75,6 +75,8 @@ def _check_tensor(folder: Path, what: str, tensor: Tensor | None, shape: tuple[i
             f"{folder}: {what} is {found or 'missing'}, expected {shape}: all adapters of a bank "
             "have the width of the model and the same bottleneck"
         )
+    if tensor is not None and not tensor.is_floating_point():
+        raise ValueError(f"{folder}: {what} has the dtype {tensor.dtype}, expected floats")
     if tensor is not None and not tensor.isfinite().all():
         raise ValueError(
             f"{folder}: {what} contains NaN or infinity, which would reach every profile of the "
@@ -86,8 +88,13 @@ def _check_tensor(folder: Path, what: str, tensor: Tensor | None, shape: tuple[i
 
 
 def _read_pelt(folder: Path) -> AdapterTensors:
-    config, tensors = read_adapters(folder / TENSORS)
-    plan = rebuild(config["plan"])
+    path = folder / TENSORS
+    config, tensors = read_adapters(path)
+    refuse_damage(path, config, tensors)
+    try:
+        plan = rebuild(config["plan"])
+    except ValueError as error:
+        raise ValueError(f"the plan in {path} cannot be read: {error}") from error
     methods: Sequence[Any] = getattr(plan, "methods", ())
     method = methods[0] if len(methods) == 1 else None
     if not isinstance(method, Adapter) or plan.norms:
@@ -136,7 +143,7 @@ HUB_KEY = re.compile(r"adapters\.[^.]+\.adapter_(down\.0|up)\.(weight|bias)$")
 def _read_hub(folder: Path) -> AdapterTensors:
     path = folder / CONFIG
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["config"]
+        settings = parse_json(path.read_bytes(), path)["config"]
         found = {str(name).lower(): value for name, value in settings.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -102,7 +102,6 @@ class AggregatedAdapter(nn.Module):
     ) -> None:
         super().__init__()
         refer(self, masks=masks)  # the root owns them
-        self.slots: Adapters | None = None  # adapters that a server has aggregated before
         self.index, self.bottleneck = index, bottleneck
         self.activation, self.gate = activation, gate
         self.A, self.B, self.c = A, B, c
@@ -116,8 +115,7 @@ class AggregatedAdapter(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d) -> (B, T, d)."""
-        selected = self.masks.selected
-        assert selected is not None
+        selected = self.masks.of_forward()
         adapters = self.aggregate(selected)
         return extend(output, h, adapters, activation=self.activation, gate=self.gate)
 
@@ -126,8 +124,8 @@ class AggregatedAdapter(nn.Module):
 
         The arithmetic intensity of the product grows with the number of profiles.
         """
-        if self.slots is not None:
-            return self.slots._replace(inverse=selected.inverse)
+        if selected.adapters is not None:
+            return selected.adapters[self.index]._replace(inverse=selected.inverse)
         a, b = selected.masks[:, self.index].to(self.A.dtype).unbind(1)  # (U, N) each
         A = (a @ self.A).float().unflatten(-1, (-1, self.bottleneck))
         c = A.new_zeros(len(A), self.bottleneck) if self.c is None else (a @ self.c).float()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_pelt.methods.xpeft.bank import BankTensors
 from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.json_data import parse_json
 
 SUFFIX = ".safetensors"
 FORMAT = "1"
@@ -83,6 +84,7 @@ def load_bank(path: str | Path) -> BankTensors:
         # Copies, since safetensors returns views of the file, which would change with it.
         A, B, a_bias, b_bias = (file.get_tensor(name).clone() for name in NAMES)
     width, expected = header["width"], header["digest"]
+    _refuse_other_tensors(path, (A, B, a_bias, b_bias), width)
     found = fingerprint((A, B, a_bias, b_bias), width)
     if found != expected:
         raise ValueError(
@@ -95,7 +97,31 @@ def load_bank(path: str | Path) -> BankTensors:
 def read_size(path: Path) -> int:
     """Number of adapters of the bank in a file, from the header alone."""
     with _open(path) as (file, _):
-        return file.get_slice("A").get_shape()[1]
+        shape = file.get_slice("A").get_shape()
+    if len(shape) != 3:
+        raise ValueError(f"{path} is damaged: A is {tuple(shape)}, expected (L, N, d * b)")
+    return shape[1]
+
+
+def _refuse_other_tensors(path: str | Path, parts: Sequence[Tensor], width: int) -> None:
+    A = parts[0]
+    blocks, size, values = A.shape if A.dim() == 3 else (0, 0, 0)
+    shapes = (A.shape, A.shape, (blocks, size, values // width), (blocks, size, width))
+    fitting = all(part.shape == shape for part, shape in zip(parts, shapes, strict=True))
+    if not A.numel() or not fitting or any(part.dtype != torch.bfloat16 for part in parts):
+        found = ", ".join(
+            f"{name} {tuple(part.shape)} {part.dtype}"
+            for name, part in zip(NAMES, parts, strict=True)
+        )
+        raise ValueError(
+            f"{path} is damaged: it has {found}, expected A and B (L, N, d * b), a_bias (L, N, b) "
+            f"and b_bias (L, N, d) in bfloat16 with d={width}"
+        )
+    if not all(part.isfinite().all() for part in parts):
+        raise ValueError(
+            f"{path} contains NaN or infinity, which would reach every profile of the bank: write "
+            "it again with save_bank, without the adapters that contain them"
+        )
 
 
 @contextmanager
@@ -111,17 +137,19 @@ def _open(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _header(path: Path, file: Any) -> dict[str, Any]:
-    text = (file.metadata() or {}).get(HEADER, "null")
     try:
-        header = json.loads(text)
-        known = (
-            header is not None and header["format"] == FORMAT and {"width", "digest"} <= {*header}
-        )
-    except (ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+        header = parse_json((file.metadata() or {}).get(HEADER, "null"), path)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(
             f"{path} is a safetensors file, but not a bank of save_bank: its header has no "
             f"{HEADER!r} of format {FORMAT}"
+        )
+    width = header.get("width")
+    if type(width) is not int or width < 1 or not isinstance(header.get("digest"), str):
+        raise ValueError(
+            f"{path} is damaged: its header has width={width!r} and "
+            f"digest={header.get('digest')!r}, expected a positive number and a text"
         )
     return header

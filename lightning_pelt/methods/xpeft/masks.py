@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
+from lightning_pelt.methods._current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
+from lightning_pelt.methods.xpeft._unfinished import Unfinished
 from lightning_pelt.methods.xpeft.bank import BankTensors
 from lightning_pelt.methods.xpeft.clipping import clip_per_profile
 
@@ -26,6 +28,7 @@ class SelectedMasks(NamedTuple):
         inverse: (B,), the index of each row's profile among the U.
         numbers: the numbers of the U profiles in the plan; empty for profiles from a store.
         heads: (U, C, d + 1), for profiles from a store that have their own heads.
+        adapters: by site, the adapters that a server has aggregated before; masks are then empty.
 
     Example:
         >>> from lightning_pelt import XPEFT, Plan, RandomBank, attach
@@ -45,6 +48,7 @@ class SelectedMasks(NamedTuple):
     inverse: Tensor
     numbers: Sequence[int] = ()
     heads: Tensor | None = None
+    adapters: Mapping[int, Any] | None = None
 
 
 class Masks(Submodule):
@@ -72,7 +76,6 @@ class Masks(Submodule):
             (``profile``); None for no norm.
     """
 
-    transient = ("rows", "selected")
     temperature: float
     heads: Any  # the ProfileHeads of the same plan, or None
 
@@ -96,9 +99,10 @@ class Masks(Submodule):
         self.sites: tuple[Site, ...] = ()
         self.stack_paths: list[str] = []
         self.bank: Any = None
-        self.rows: Tensor | None = None  # the profile of each row of the current forward
-        self.override: SelectedMasks | Tensor | None = None  # see `profiles_of`
-        self.selected: SelectedMasks | None = None
+        self.rows: Current[Tensor | None] = Current("the profile of each row")
+        self.override: Current[SelectedMasks | Tensor | None] = Current("a profile", shared=True)
+        self.selected: Current[SelectedMasks] = Current("the masks of the profiles", shared=True)
+        self.unfinished = Unfinished()
         self.logits = nn.ParameterList(
             init_std * torch.randn(sites, 2, size) for _ in range(profiles)
         )
@@ -114,6 +118,7 @@ class Masks(Submodule):
     def install(self, model: nn.Module) -> list[Removable]:
         return [
             model.register_forward_pre_hook(self._take, with_kwargs=True),
+            model.register_forward_hook(self._forget, always_call=True),
             *(
                 model.get_submodule(path).register_forward_pre_hook(self._select)
                 for path in self.stack_paths
@@ -121,22 +126,46 @@ class Masks(Submodule):
         ]
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self.rows = kwargs.get("profile")
+        self.rows.set(kwargs.get("profile"))
         return args, {name: value for name, value in kwargs.items() if name != "profile"}
+
+    @contextmanager
+    def trial(self, rows: int) -> Iterator[None]:
+        self.override.set(torch.zeros(rows, dtype=torch.long))
+        try:
+            yield
+        finally:
+            self.override.clear()
+
+    def _forget(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.rows.clear()  # the base, called by itself, has no rows
 
     def _select(self, module: nn.Module, args: tuple) -> None:
         # Runs before the first block, outside the part that activation checkpointing recomputes.
-        if isinstance(self.override, SelectedMasks):
-            self.selected = self.override
+        override, rows = self.override.peek(), self.rows.peek()
+        if isinstance(override, SelectedMasks):
+            self.selected.set(override)
             return
-        rows = self.rows if self.rows is not None else self.override
+        rows = override if rows is None else rows
         if rows is None and len(self.logits) > 1:
             raise ValueError(
                 f"the plan has {len(self.logits)} profiles and the batch does not name the profile "
                 "of each row: pass profile=(B,) to the model, as the batches of ProfileDataModule "
                 "do, or use `with profiles_of(model, rows):`"
             )
-        self.selected = self.select(rows)
+        selected = self.select(rows)
+        self.selected.set(selected)
+        self.unfinished.add(selected.masks, selected.inverse)
+
+    def of_forward(self) -> SelectedMasks:
+        """The masks of the current forward.
+
+        Raises:
+            RuntimeError: the model does not run, or activation checkpointing repeats a block of an
+                earlier forward with other profiles.
+        """
+        self.unfinished.check()
+        return self.selected.get()
 
     def select(self, rows: Tensor | None) -> SelectedMasks:
         """The masks of the profiles in ``rows`` (B,).
@@ -211,7 +240,7 @@ def masks_of(model: nn.Module) -> Masks:
 
 @contextmanager
 def profiles_of(model: nn.Module, rows: Tensor | Sequence[int] | SelectedMasks) -> Iterator[None]:
-    """Set the profile of each row for every forward in a ``with`` block.
+    """Set the profile of each row for every forward of this thread in a ``with`` block.
 
     For calls such as ``generate``, which do not accept ``profile``.
 
@@ -232,9 +261,9 @@ def profiles_of(model: nn.Module, rows: Tensor | Sequence[int] | SelectedMasks) 
         torch.Size([2, 4])
     """
     masks = masks_of(model)
-    before = masks.override
-    masks.override = rows if isinstance(rows, SelectedMasks) else torch.as_tensor(rows)
+    before = masks.override.peek()
+    masks.override.set(rows if isinstance(rows, SelectedMasks) else torch.as_tensor(rows))
     try:
         yield
     finally:
-        masks.override = before
+        masks.override.set(before)

@@ -43,8 +43,7 @@ class ProfileHeads(Submodule):
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """output (B, ..., C), x (B, ..., d) -> (B, ..., C)."""
-        selected = self.masks.selected
-        assert selected is not None
+        selected = self.masks.of_forward()
         heads = selected.heads
         if heads is None:
             heads = torch.stack([self.own[number] for number in selected.numbers])  # (U, C, d + 1)

@@ -36,6 +36,8 @@ except ModuleNotFoundError as error:
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+_logger = logging.getLogger(__name__)
+
 
 def serve(
     checkpoint: str | Path,
@@ -55,10 +57,17 @@ def serve(
     """Answer ``POST /predict`` and ``GET /health`` until SIGTERM or SIGINT.
 
     A request is ``{"text": ..., "profile": ...}``. The answer is the prediction of the task:
-    ``{"label": ..., "probabilities": ...}``. Errors are ``{"detail": ...}``, with the status 404
-    for an unknown profile, 413 for a body and 422 for a text that is too large, 422 for an invalid
-    request, and 500 for a profile with a damaged row. An error does not affect other requests of
-    the batch. After a signal, pending requests are answered.
+    ``{"label": ..., "probabilities": ...}``. Errors are ``{"detail": ...}``, with the status
+
+    - 404 for an unknown profile,
+    - 413 for a body, and 422 for a text, that is too large,
+    - 422 for an invalid request, a text without tokens, a profile of another plan, or a prediction
+      that is not finite,
+    - 500 for a profile with a damaged row, or an unexpected error, which is logged,
+    - 503 while the store cannot be read.
+
+    An error does not affect other requests of the batch. Texts of more than ``max_length`` tokens
+    are cut, as in training. After a signal, pending requests are answered.
 
     Args:
         checkpoint: checkpoint of a fit with X-PEFT.
@@ -70,7 +79,8 @@ def serve(
         max_batch_size: maximum rows of one forward.
         batch_timeout: seconds that a batch waits for more requests.
         slots: adapters that each worker caches, see :class:`ProfileServer`.
-        max_length: maximum tokens of a text; longer texts are truncated.
+        max_length: maximum tokens of a text; longer texts are cut, also to the number of positions
+            of the model.
         max_characters: maximum characters of a text; longer texts are refused.
         max_bytes: maximum bytes of a request.
         accelerator: cpu, cuda, mps, or auto.
@@ -116,8 +126,8 @@ def _run(server: SignalServer, api: ProfileAPI, host: str, port: int) -> None:
     except WorkerLost:
         reason = "it was killed" if api.setup_errors.empty() else api.setup_errors.get()
         raise ValueError(f"a worker could not start: {reason}") from None
-    except (EOFError, ConnectionError):  # from the process with LitServe's queues
-        raise RuntimeError("a worker died while serving: see its output above") from None
+    except (EOFError, ConnectionError) as error:  # from the process with LitServe's queues
+        raise RuntimeError("a worker died while serving: see its output above") from error
     except SystemExit:  # from uvicorn, which has logged the reason
         raise OSError(f"cannot listen on {host}:{port}: choose another port") from None
 
@@ -162,19 +172,24 @@ class ProfileAPI(LitAPI):
 
     def predict(self, rows: list[dict[str, str]], **_: Any) -> list[JSONResponse]:
         """The answer to each row. LitServe would answer all rows with an error that is raised."""
-        errors: dict[str, JSONResponse] = {}
-        while True:
-            good = [row for row in rows if row["profile"] not in errors]
-            try:
-                found = self.server.predict(
-                    [row["text"] for row in good], [row["profile"] for row in good]
-                )
-                break
-            except UnknownProfile as error:
-                for id in error.ids:
-                    errors[id] = error_response(404, f"there is no profile {id!r}")
-            except DamagedProfile as error:
-                for id, reason in error.reasons.items():
-                    errors[id] = error_response(500, f"the profile {id!r} is damaged: {reason}")
-        answers = iter(found)
-        return [errors.get(row["profile"]) or JSONResponse(next(answers)) for row in rows]
+        texts, profiles = [row["text"] for row in rows], [row["profile"] for row in rows]
+        found = self.server.answer(texts, profiles)
+        return [_response(one, id) for one, id in zip(found, profiles, strict=True)]
+
+
+def _response(found: dict[str, Any] | Exception, id: str) -> JSONResponse:
+    """A prediction, or the error of its row with the status of its kind."""
+    match found:
+        case dict():
+            return JSONResponse(found)
+        case UnknownProfile():
+            return error_response(404, f"there is no profile {id!r}")
+        case DamagedProfile():
+            return error_response(500, f"the profile {id!r} is damaged: {found.reasons[id]}")
+        case ValueError():
+            return error_response(422, str(found))
+        case OSError():
+            _logger.error("the store cannot be read: %s", found)
+            return error_response(503, "the store of the profiles cannot be read: try again later")
+    _logger.error("a prediction for the profile %r failed", id, exc_info=found)
+    return error_response(500, f"the prediction failed with {type(found).__name__}")

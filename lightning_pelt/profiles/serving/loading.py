@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import torch
+
 from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.profiles.store import ProfileStore
 from lightning_pelt.training.module import PELTModule
@@ -15,22 +17,31 @@ def load_model(checkpoint: str | Path, device: str = "cpu") -> PELTModule:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a checkpoint of ``lightning-pelt fit``, or its plan has no
-            X-PEFT.
+        OSError: the backbone of the checkpoint cannot be loaded.
+        ValueError: the file is not a checkpoint of ``lightning-pelt fit``, it is damaged, or its
+            plan has no X-PEFT.
     """
     path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # of any kind, since a changed byte can be anywhere
+        raise _unreadable(path, error) from error
+    try:
         module = PELTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, TypeError) as error:
-        # torch's message about a pickle recommends to unpickle it.
-        why = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
-        raise ValueError(
-            f"{path} is not a checkpoint that `lightning-pelt fit` wrote, or it is damaged{why}"
-        ) from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _unreadable(path, error) from error
     masks_of(module)
     return module.to(device).eval()
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    # torch's message about a pickle recommends to unpickle it.
+    why = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
+    return ValueError(
+        f"{path} is not a checkpoint that `lightning-pelt fit` wrote, or it is damaged{why}"
+    )
 
 
 def open_store(url: str) -> ProfileStore:

@@ -18,6 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 INTERVAL = 10.0  # seconds between two heartbeats
 TIMEOUT = 120.0  # seconds without a heartbeat after which other hosts treat a process as dead
+DAY = 86_400.0  # seconds by which no clock is wrong
 _TICKS = 100  # per second, the unit of start times in the ledger
 
 _logger = logging.getLogger(__name__)
@@ -40,11 +41,46 @@ def is_alive(stamp: Mapping[str, Any], timeout: float) -> bool:
 
     For a process of this host the process table decides; its start time distinguishes it from a
     later process with the same number. For a process of another host the age of the stamp decides,
-    so the hosts' clocks must agree to a small fraction of ``timeout`` seconds.
+    by the clocks of both hosts.
     """
-    if stamp["host"] == socket.gethostname() and stamp["where"] == _pid_scope() and stamp["born"]:
+    if _is_of_this_host(stamp):
         return _start_time(stamp["pid"]) == stamp["born"]
     return time.time() - stamp["time"] <= timeout
+
+
+def _is_of_this_host(stamp: Mapping[str, Any]) -> bool:
+    same = stamp["host"] == socket.gethostname() and stamp["where"] == _pid_scope()
+    return same and bool(stamp["born"])
+
+
+class Witness:
+    """Watches heartbeats, so that a host with a wrong clock does not lose its jobs.
+
+    A heartbeat of another host that is too old, or from the future, may come from a clock that is
+    wrong. Its process is dead once this process has seen no other heartbeat for three intervals, or
+    if the heartbeat is older than a day.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Any, float]] = {}  # last heartbeat, and since when it is there
+
+    def is_silent(self, trial: int, stamp: Mapping[str, Any] | None, timeout: float) -> bool:
+        """Whether the process that holds ``trial`` is dead.
+
+        Args:
+            trial: id of an entry of the ledger.
+            stamp: its last heartbeat; None if there is none yet.
+            timeout: seconds without a heartbeat after which a process is dead.
+        """
+        now, mark = time.monotonic(), None if stamp is None else stamp["time"]
+        last, since = self._seen.setdefault(trial, (mark, now))
+        if last != mark:
+            self._seen[trial], since = (mark, now), now
+        if stamp is None:
+            return now - since > timeout
+        if _is_of_this_host(stamp) or 0 <= (age := time.time() - stamp["time"]) <= timeout:
+            return not is_alive(stamp, timeout)
+        return age > DAY or now - since > 3 * INTERVAL
 
 
 @cache

@@ -22,7 +22,7 @@ class Job:
         task: name of the task in the recipe.
         seed: seed of the data order and of the new weights.
         scored_on: rows that score the fit: ``holdout``, held out of the training split, or
-            ``dev``, the official dev split.
+            ``dev``, the dev split.
         parameters: number of parameters that the plan trains, without head and gates.
         label: description for people, e.g. ``"grouping: spindle, block 3"``. It is not part of
             the job's identity.
@@ -94,9 +94,18 @@ Outcomes = Mapping[str, Outcome]  # by the key of the job
 
 @dataclass(frozen=True)
 class JobCounts:
-    """Number of jobs in each state, and of the live processes that hold one."""
+    """Number of jobs in each state, and of live processes.
+
+    Attributes:
+        waiting: jobs that no process has taken.
+        running: jobs that a process holds.
+        finished: jobs with an outcome.
+        workers: processes that hold a job.
+        idle: processes that have run a job and hold none now.
+    """
 
     waiting: int
     running: int
     finished: int
     workers: int
+    idle: int = field(default=0, compare=False)

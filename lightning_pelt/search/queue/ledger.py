@@ -11,12 +11,12 @@ is finished twice.
 from __future__ import annotations
 
 import json
+import logging
 import math
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -25,21 +25,44 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_pelt.search.config_diff import differences
-from lightning_pelt.search.queue.heartbeat import TIMEOUT, Heartbeat, is_alive, process_stamp
+from lightning_pelt.search.queue.heartbeat import (
+    TIMEOUT,
+    Heartbeat,
+    Witness,
+    is_alive,
+    process_stamp,
+)
 from lightning_pelt.search.queue.job import Job, JobCounts, Outcome
-from lightning_pelt.search.queue.storage import open_storage
+from lightning_pelt.search.queue.records import (
+    ATTEMPT,
+    ERROR,
+    ERRORS,
+    JOB,
+    KEY,
+    LABEL,
+    LEADER,
+    OUTCOME,
+    OWNER,
+    check_records,
+    has_run,
+    is_lost,
+    job_of,
+    outcome_of,
+    outcome_record,
+    process_of,
+    value_of,
+)
+from lightning_pelt.search.queue.storage import damage_reported, open_storage
+from lightning_pelt.utils.urls import masked
 
 MAX_ERRORS = 2  # attempts at a job that may end with an exception
 
 # Attributes of a study. The names are part of the file format.
 _ABOUT = "lightning_pelt"  # {"settings": ...}
 _FINISHED = "finished"
-# Attributes of a trial: the job, ...
-_KEY, _JOB, _LABEL, _ATTEMPT, _ERRORS = "key", "cell", "label", "attempt", "errors"
-_LEADER = "leader"
-# ... the process that holds it, and its result.
-_OWNER, _OUTCOME, _ERROR = "owner", "outcome", "error"
 _RUNNING = (TrialState.RUNNING,)
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,8 @@ class Ledger:
 
     Raises:
         ValueError: the search was started with other settings, or the storage holds something else.
+        DamagedLedger: a record of the ledger is lost, repeated or changed, so that an outcome would
+            count for another job. Every method may raise it.
         ConnectionError: the database server cannot be reached.
 
     Example::
@@ -75,48 +100,56 @@ class Ledger:
 
     def __init__(self, storage: str, name: str, settings: Mapping[str, Any]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.name = name
+        self.name, self.where = name, masked(storage)
         self._storage = open_storage(storage)
-        self._study = optuna.create_study(
-            storage=self._storage,
-            study_name=name,
-            direction="maximize",
-            sampler=RandomSampler(),  # never samples; other samplers read the trials
-            load_if_exists=True,
-        )
-        self._check_settings(storage, json.loads(json.dumps(settings)))
+        with damage_reported(storage):
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=name,
+                direction="maximize",
+                sampler=RandomSampler(),  # never samples; other samplers read the trials
+                load_if_exists=True,
+            )
         self._outcomes: dict[str, Outcome] = {}
-        self._unsigned: dict[int, float] = {}  # trials without a heartbeat: first seen at
+        self._lost: set[str] = set()  # keys of jobs whose outcome is lost
+        self._witness = Witness()
+        self._check_settings(json.loads(json.dumps(settings)))
+        self._trials()  # raises if the ledger is damaged
 
-    def _check_settings(self, storage: str, settings: dict[str, Any]) -> None:
+    def _check_settings(self, settings: dict[str, Any]) -> None:
         if _ABOUT not in (attributes := self._study.user_attrs):
             if attributes or self._trials():
                 raise ValueError(
-                    f"{storage} holds a study {self.name!r} that is not a search of "
+                    f"{self.where} holds a study {self.name!r} that is not a search of "
                     "lightning-pelt: give the search another name or storage"
                 )
             self._study.set_user_attr(_ABOUT, {"settings": settings})
-        stored = self._study.user_attrs[_ABOUT]["settings"]
+        about = self._study.user_attrs[_ABOUT]
+        stored = about.get("settings") if isinstance(about, dict) else about
         if changes := list(differences(stored, settings)):
             raise ValueError(
-                f"the search {self.name!r} in {storage} was started with other settings:\n  "
+                f"the search {self.name!r} in {self.where} was started with other settings:\n  "
                 + "\n  ".join(changes)
                 + "\nContinue with the old configuration, or give the new one another name or "
                 "storage"
             )
 
     def _trials(self, states: tuple[TrialState, ...] | None = None) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
+        with damage_reported(self.where):
+            found = self._study.get_trials(deepcopy=False, states=states)
+        for trial in found:
+            check_records(trial, self.where)
+        return found
 
     def _latest(self) -> dict[str, FrozenTrial]:
         """The trial of each job that counts: the first one of the last attempt, by number."""
         latest: dict[str, FrozenTrial] = {}
         for trial in self._trials():
-            key = trial.user_attrs.get(_KEY)
+            key = trial.user_attrs.get(KEY)
             if key is None:
                 continue
             before = latest.get(key)
-            if before is None or trial.user_attrs[_ATTEMPT] > before.user_attrs[_ATTEMPT]:
+            if before is None or trial.user_attrs[ATTEMPT] > before.user_attrs[ATTEMPT]:
                 latest.pop(key, None)  # keeps the order by number
                 latest[key] = trial
         return latest
@@ -130,8 +163,8 @@ class Ledger:
         latest, added = self._latest(), 0
         for job in {job.key: job for job in jobs}.values():
             if job.key not in latest:
-                about = {_KEY: job.key, _JOB: job.to_json(), _LABEL: job.label}
-                self._study.enqueue_trial({}, {**about, _ATTEMPT: 0, _ERRORS: 0})
+                about = {KEY: job.key, JOB: job.to_json(), LABEL: job.label}
+                self._study.enqueue_trial({}, {**about, ATTEMPT: 0, ERRORS: 0})
                 added += 1
             else:
                 added += self._retry(latest[job.key])
@@ -140,11 +173,12 @@ class Ledger:
     def _retry(self, trial: FrozenTrial, *, forget_errors: bool = False) -> bool:
         """Queue another attempt if this one, the job's last, failed; not after too many errors."""
         errors = 0 if forget_errors else _errors(trial)
-        if trial.state != TrialState.FAIL or errors >= MAX_ERRORS:
+        failed = trial.state == TrialState.FAIL or is_lost(trial)
+        if not failed or errors >= MAX_ERRORS:
             return False
-        about = {name: trial.user_attrs[name] for name in (_KEY, _JOB, _LABEL)}
-        attempt = trial.user_attrs[_ATTEMPT] + 1
-        self._study.enqueue_trial({}, {**about, _ATTEMPT: attempt, _ERRORS: errors})
+        about = {name: trial.user_attrs[name] for name in (KEY, JOB, LABEL)}
+        attempt = trial.user_attrs[ATTEMPT] + 1
+        self._study.enqueue_trial({}, {**about, ATTEMPT: attempt, ERRORS: errors})
         return True
 
     def claim(self) -> Claim | None:
@@ -152,8 +186,9 @@ class Ledger:
         # Like Optuna's ask(), except that ask() creates a trial when none waits.
         for trial in self._latest().values():
             if trial.state == TrialState.WAITING and self._start(trial._trial_id):
-                self._write_heartbeat(trial._trial_id)
-                return Claim(Job.from_json(trial.user_attrs[_JOB]), trial._trial_id)
+                job = job_of(trial, self.where)
+                self._write_heartbeat(trial._trial_id, job.key)
+                return Claim(job, trial._trial_id)
         return None
 
     def _start(self, trial: int) -> bool:
@@ -162,12 +197,12 @@ class Ledger:
         except UpdateFinishedTrialError:  # started and ended since it was read
             return False
 
-    def _write_heartbeat(self, trial: int) -> None:
-        self._storage.set_trial_user_attr(trial, _OWNER, process_stamp())
+    def _write_heartbeat(self, trial: int, key: str) -> None:
+        self._storage.set_trial_user_attr(trial, OWNER, {**process_stamp(), KEY: key})
 
     def hold(self, claim: Claim) -> Heartbeat:
         """A ``with`` block during which a thread writes heartbeats for the claim."""
-        return Heartbeat(lambda: self._write_heartbeat(claim.trial))
+        return Heartbeat(lambda: self._write_heartbeat(claim.trial, claim.job.key))
 
     def finish(self, claim: Claim, outcome: Outcome) -> bool:
         """Store the outcome of a job. A diverged fit is finished too and is not run again.
@@ -185,7 +220,8 @@ class Ledger:
                 "be a finite number of points, or None if the fit diverged"
             )
         try:
-            self._storage.set_trial_user_attr(claim.trial, _OUTCOME, asdict(outcome))
+            record = outcome_record(claim.job, outcome)
+            self._storage.set_trial_user_attr(claim.trial, OUTCOME, record)
         except UpdateFinishedTrialError:
             return False
         self._end(claim.trial)
@@ -199,20 +235,19 @@ class Ledger:
     def fail(self, claim: Claim, error: str) -> None:
         """Return a job whose fit raised ``error``; it is tried once more. See :meth:`errors`."""
         try:
-            self._storage.set_trial_user_attr(claim.trial, _ERROR, error)
+            self._storage.set_trial_user_attr(claim.trial, ERROR, error)
         except UpdateFinishedTrialError:  # taken away: another process has the next attempt
             return
         self.release(claim)
 
     def _end(self, trial: int) -> bool:
         """End a running trial. True if this call ended it and it has no outcome."""
-        outcome = self._storage.get_trial(trial).user_attrs.get(_OUTCOME)
+        outcome = self._storage.get_trial(trial).user_attrs.get(OUTCOME)
         try:
             if outcome is None:
                 self._storage.set_trial_state_values(trial, TrialState.FAIL)
                 return True
-            # Optuna requires a value; this one is below every score.
-            value = -math.inf if outcome["score"] is None else outcome["score"]
+            value = value_of(outcome["score"])
             self._storage.set_trial_state_values(trial, TrialState.COMPLETE, [value])
         except UpdateFinishedTrialError:
             pass
@@ -221,9 +256,8 @@ class Ledger:
     def reap(self, timeout: float = TIMEOUT) -> int:
         """Return the running jobs of dead processes to the queue.
 
-        A process of this host is dead if it no longer exists. A process of another host is dead if
-        its last heartbeat is older than ``timeout`` seconds. Any number of processes may call this
-        at the same time.
+        A process of this host is dead if it no longer exists. For a process of another host, see
+        :class:`Witness`. Any number of processes may call this at the same time.
 
         Returns:
             Number of jobs that this call took back.
@@ -238,40 +272,54 @@ class Ledger:
         return taken
 
     def _is_abandoned(self, trial: FrozenTrial, timeout: float) -> bool:
-        if stamp := trial.user_attrs.get(_OWNER):
-            return not is_alive(stamp, timeout)
-        # The process has not written a heartbeat yet, or was killed before it could.
-        now = time.monotonic()
-        return now - self._unsigned.setdefault(trial._trial_id, now) > timeout
+        return self._witness.is_silent(trial._trial_id, trial.user_attrs.get(OWNER), timeout)
 
     def outcomes(self) -> dict[str, Outcome]:
         """Outcomes of the finished jobs, by the jobs' keys."""
         for trial in self._trials((TrialState.COMPLETE,)):
-            key = trial.user_attrs.get(_KEY)
-            if key is not None and key not in self._outcomes:
-                self._outcomes[key] = Outcome(**trial.user_attrs[_OUTCOME])
+            key = trial.user_attrs.get(KEY)
+            if key is None or key in self._outcomes:
+                continue
+            if (outcome := outcome_of(trial, self.where)) is not None:
+                self._outcomes[key] = outcome
+            elif key not in self._lost:
+                self._lost.add(key)
+                name = trial.user_attrs[LABEL] or key
+                _logger.warning(
+                    "%s has lost the outcome of %s, which is run again", self.where, name
+                )
         return dict(self._outcomes)
 
     def errors(self) -> dict[str, str]:
         """Errors that end the search, by the jobs' keys: every attempt at the job raised one."""
         return {
-            key: trial.user_attrs[_ERROR]
+            key: trial.user_attrs[ERROR]
             for key, trial in self._latest().items()
             if trial.state == TrialState.FAIL and _errors(trial) >= MAX_ERRORS
         }
 
     def counts(self, timeout: float = TIMEOUT) -> JobCounts:
-        """Number of waiting, running and finished jobs, and of live processes that run one."""
+        """Number of jobs in each state, and of live processes that run one or have run one."""
         latest = self._latest().values()
         states = [trial.state for trial in latest]
-        running = [trial.user_attrs for trial in latest if trial.state == TrialState.RUNNING]
-        stamps = [attributes[_OWNER] for attributes in running if _OWNER in attributes]
-        alive = {(s["host"], s["where"], s["pid"]) for s in stamps if is_alive(s, timeout)}
+        running = [trial for trial in latest if trial.state == TrialState.RUNNING]
+        busy = {
+            process_of(trial)
+            for trial in running
+            if OWNER in trial.user_attrs and not self._is_abandoned(trial, timeout)
+        }
+        others = {process_of(trial): trial for trial in self._trials() if has_run(trial)}
+        idle = [
+            trial
+            for process, trial in others.items()
+            if process not in busy and is_alive(trial.user_attrs[OWNER], timeout)
+        ]
         return JobCounts(
             waiting=states.count(TrialState.WAITING),
-            running=states.count(TrialState.RUNNING),
+            running=len(running),
             finished=states.count(TrialState.COMPLETE),
-            workers=len(alive),
+            workers=len(busy),
+            idle=len(idle),
         )
 
     @property
@@ -290,38 +338,44 @@ class Ledger:
         Jobs that ended an earlier run with an error get new attempts.
 
         Raises:
-            RuntimeError: a live process is already the controller, by the rule of :meth:`reap`.
+            RuntimeError: a live process is already the controller: on this host, it exists; on
+                another one, its last heartbeat is at most ``timeout`` seconds old.
         """
         # The role is a trial, too: of all processes that ask for it, the first live one has it.
         name = uuid.uuid4().hex
-        attributes = {_LEADER: name, _OWNER: process_stamp()}
+        attributes = {LEADER: name, OWNER: {**process_stamp(), KEY: name}}
         self._study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attributes))
         for trial in self._trials(_RUNNING):
-            if trial.user_attrs.get(_LEADER) == name:
+            if trial.user_attrs.get(LEADER) == name:
                 break
-            if _LEADER not in trial.user_attrs:
+            if LEADER not in trial.user_attrs:
                 continue
-            if not self._is_abandoned(trial, timeout):
+            if self._leads(trial, timeout):
                 self._end(self._leader_trial(name))
-                raise RuntimeError(_refusal(self.name, trial.user_attrs[_OWNER], timeout))
+                raise RuntimeError(_refusal(self.name, trial.user_attrs[OWNER], timeout))
             self._end(trial._trial_id)
         own = self._leader_trial(name)
         try:
             for trial in self._latest().values():
                 self._retry(trial, forget_errors=True)
-            with Heartbeat(lambda: self._write_heartbeat(own)) as heartbeat:
+            with Heartbeat(lambda: self._write_heartbeat(own, name)) as heartbeat:
                 yield heartbeat
         finally:
             self._end(own)
 
+    def _leads(self, trial: FrozenTrial, timeout: float) -> bool:
+        """Whether the process of a controller's trial lives, by its last heartbeat alone."""
+        stamp = trial.user_attrs.get(OWNER)
+        return not self._is_abandoned(trial, timeout) if stamp is None else is_alive(stamp, timeout)
+
     def _leader_trial(self, name: str) -> int:
         trials = self._trials(_RUNNING)
-        return next(t._trial_id for t in trials if t.user_attrs.get(_LEADER) == name)
+        return next(t._trial_id for t in trials if t.user_attrs.get(LEADER) == name)
 
 
 def _errors(trial: FrozenTrial) -> int:
     """Number of attempts at the job that ended with an error, this one included."""
-    return int(trial.user_attrs[_ERRORS]) + (_ERROR in trial.user_attrs)
+    return int(trial.user_attrs[ERRORS]) + (ERROR in trial.user_attrs)
 
 
 def _refusal(name: str, owner: Mapping[str, Any], timeout: float) -> str:

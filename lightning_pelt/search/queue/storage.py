@@ -14,11 +14,14 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.urls import masked
 
 BUSY_SECONDS = 60  # a writer waits this long for the lock of a SQLite file
 _FIRST = b'{"op_code":'  # start of every line of an Optuna journal
 _ADVISORY_LOCK = 5_021_821  # key of the PostgreSQL lock; arbitrary, but unlikely to be in use
 _LOCK = ".flock"  # not Optuna's ".lock", which Optuna removes after 30 s
+# What Optuna raises for a line that is not JSON, lacks a field, or has another type.
+_UNREADABLE = (ValueError, LookupError, AssertionError, TypeError, AttributeError, RecursionError)
 
 
 def open_storage(location: str) -> BaseStorage:
@@ -33,6 +36,25 @@ def open_storage(location: str) -> BaseStorage:
         ConnectionError: the server cannot be reached.
     """
     return _open_database(location) if "://" in location else _open_journal(Path(location))
+
+
+@contextmanager
+def damage_reported(location: str) -> Iterator[None]:
+    """Turn what Optuna raises for an unreadable journal into a ``ValueError`` with the remedy."""
+    try:
+        yield
+    except DamagedLedger:
+        raise
+    except _UNREADABLE as error:
+        raise DamagedLedger(
+            f"{masked(location)} is damaged: Optuna cannot read one of its lines ({error!r}). "
+            "Restore the file from a backup, or cut it before that line, which keeps all earlier "
+            "lines"
+        ) from error
+
+
+class DamagedLedger(ValueError):
+    """A ledger lacks a record, or has one that cannot be read or belongs to another job."""
 
 
 class _JournalLock:
@@ -93,36 +115,33 @@ def _open_journal(path: Path) -> JournalStorage:
             start = file.read(len(_FIRST))
         if not _FIRST.startswith(start):
             raise ValueError(f"{path} is not a search journal: it starts {start!r}; {remedy}")
-    try:
+    with damage_reported(str(path)):
         # Optuna does not export the base class of locks; it calls only `acquire` and `release`.
         backend = JournalFileBackend(str(path), _JournalLock(path))  # type: ignore[arg-type]
         return JournalStorage(backend)
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"{path} is damaged: Optuna cannot read one of its lines ({error!r}). Restore the file "
-            "from a backup, or cut it before that line, which keeps all earlier lines"
-        ) from error
 
 
 def _open_database(location: str) -> RDBStorage:
     try:
         url = make_url(location)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError):
         raise ValueError(
-            f"{location!r} is not the URL of a database ({error}): expected "
+            f"{masked(location)!r} is not the URL of a database: expected "
             "'postgresql://user@host/name' or 'sqlite:///search.db'"
-        ) from error
+        ) from None  # the cause repeats the URL with its password
     kind = url.drivername.split("+")[0]
     if kind == "sqlite":
-        return _open_sqlite(url)
+        return _open_sqlite(url, location)
     if kind in ("postgresql", "postgres"):
         return _open_postgresql(url.set(drivername="postgresql+psycopg"))
     raise unknown("kind of storage", kind, ["sqlite", "postgresql"])
 
 
-def _open_sqlite(url: URL) -> RDBStorage:
+def _open_sqlite(url: URL, location: str) -> RDBStorage:
     if url.database in (None, "", ":memory:"):
-        raise ValueError(f"{url} names no file: give one, such as 'sqlite:///search.db'")
+        raise ValueError(
+            f"{masked(location)} names no file: give one, such as 'sqlite:///search.db'"
+        )
     path = Path(str(url.database)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     url = url.set(database=str(path))
@@ -157,7 +176,7 @@ def _serialize_transactions(engine: Engine) -> None:
 
 
 def _open_postgresql(url: URL) -> RDBStorage:
-    name = url.render_as_string(hide_password=True)
+    name = masked(url.render_as_string(hide_password=False))
     try:
         with _advisory_lock(url):
             return _rdb_storage(url, pool_pre_ping=True)

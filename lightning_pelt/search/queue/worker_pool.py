@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from types import TracebackType
 
+from lightning_pelt.utils.urls import masked
+
 DEATHS = 3  # consecutive deaths per worker, without a finished job, that end the search
 
 
@@ -34,6 +36,11 @@ class WorkerPool:
     ) -> None:
         self.stop()
 
+    @property
+    def alive(self) -> int:
+        """Number of workers that run."""
+        return sum(worker.poll() is None for worker in self._workers)
+
     def refill(self, finished: int) -> None:
         """Start the workers that are missing.
 
@@ -50,7 +57,7 @@ class WorkerPool:
         if self._deaths > DEATHS * self.size:
             raise RuntimeError(
                 f"{self._deaths} workers have died in a row without finishing a job: start one by "
-                f"hand to see why, {' '.join(self.command)}"
+                f"hand to see why, {masked(' '.join(self.command))}"
             )
         self._workers = alive
         while len(self._workers) < self.size:

@@ -93,7 +93,7 @@ def choices(stages: Sequence[StageChoice], title: str = "What each stage chose")
 
 
 def comparison(
-    plans: Sequence[CandidateScores], title: str = "Final comparison, official dev rows"
+    plans: Sequence[CandidateScores], title: str = "Final comparison, dev rows"
 ) -> Figure:
     """Draw each seed as a point and their mean as a bar, for each plan and task and over the tasks.
 

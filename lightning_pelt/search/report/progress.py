@@ -49,7 +49,8 @@ def status(state: SearchState, outcomes: Outcomes, counts: JobCounts) -> Status:
     stage, keys = _stage(state)
     done = [outcomes[key].seconds for key in keys if key in outcomes]
     known = done or [outcome.seconds for outcome in outcomes.values()]
-    workers = f"{counts.workers} worker{'' if counts.workers == 1 else 's'}"
+    number = counts.workers + counts.idle
+    workers = f"{number} worker{'' if number == 1 else 's'}"
     queue = f"{counts.running} running on {workers}, {counts.waiting} waiting"
     total = f"{counts.finished} done in all"
     details = (_options(state), _best(state, outcomes), queue, total, _left(state, known, counts))
@@ -185,9 +186,10 @@ def _left(state: SearchState, seconds: list[float], counts: JobCounts) -> str:
     """
     if not state.wanted:
         return ""
-    if not counts.workers:
-        return "no worker is running"
+    workers = counts.workers + counts.idle
+    if not workers:
+        return "no worker is running" if counts.finished else "no worker has started a fit yet"
     if not seconds:
-        return ""
+        return "the time left is known after the first fit"
     fits = len(state.wanted) - min(counts.running, len(state.wanted)) / 2
-    return f"at least {readable_duration(fits * fmean(seconds) / counts.workers)} left"
+    return f"at least {readable_duration(fits * fmean(seconds) / workers)} left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
@@ -31,6 +32,9 @@ from lightning_pelt.utils.files import write_aside
 from lightning_pelt.utils.text import readable_duration
 
 NAME = "report.md"
+
+_logger = logging.getLogger(__name__)
+
 # The choices of Chen et al. on T5-base, with four groups.
 PAPER = {
     "grouping": "spindle",
@@ -56,14 +60,19 @@ def write_report(
         space: of the search.
 
     Returns:
-        Path of the page.
+        Path of the page. If a figure cannot be drawn, the page and a warning say so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     def draw(name: str, make: Callable[[], Figure]) -> list[str]:
-        save(make(), folder / f"{name}.png")
-        return [f"![{name.replace('_', ' ')}]({name}.png)", ""]
+        title = name.replace("_", " ")
+        try:
+            save(make(), folder / f"{name}.png")
+        except Exception as error:  # a search of days must not end because of a figure
+            _logger.warning("the figure %s cannot be drawn: %s", title, error)
+            return [f"The figure of {title} could not be drawn: {error}", ""]
+        return [f"![{title}]({name}.png)", ""]
 
     lines = [
         f"# Design search: {settings.name}",

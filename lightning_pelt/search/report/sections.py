@@ -181,7 +181,7 @@ def final_comparison(plans: Sequence[CandidateScores]) -> list[str]:
     header = ["plan", "parameters (of the budget)", *tasks, "mean over tasks", "mean rank"]
     seeds = max(len(scores) for scores in plans[0].scores.values())
     lines = [
-        "Points on the official dev split, which the search has not used: mean ± standard "
+        "Points on the dev split, which the search has not used: mean ± standard "
         f"deviation over {seeds} seeds, each plan trained on all training rows.",
         "",
         *table(header, rows),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from lightning_pelt.search.queue.job import Job, Outcome, Outcomes
 from lightning_pelt.search.search_state import SearchState
 from lightning_pelt.search.task_settings import WandbSettings
 from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.urls import masked
 
 STATE = "wandb.json"
 COLUMNS = ("stage", "option", "block", "task", "score", "seconds", "parameters", "diverged")
@@ -33,6 +35,9 @@ class Tracker:
         folder: of the search; offline runs are stored in its subfolder ``wandb``.
         name: of the run.
         config: of the search, as plain data.
+
+    Raises:
+        ValueError: ``wandb.json`` is damaged.
 
     Example::
 
@@ -55,9 +60,7 @@ class Tracker:
         self._jobs: dict[str, Job] = {}
         self._logged: dict[str, None] = {}  # an ordered set
         if settings is not None:
-            with suppress(FileNotFoundError):
-                state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-                self._id, self._logged = state["run"], dict.fromkeys(state["logged"])
+            self._id, self._logged = _read_state(self.folder / STATE)
 
     def log(self, state: SearchState, outcomes: Outcomes) -> int:
         """Log the finished jobs that have not been logged.
@@ -120,16 +123,17 @@ class Tracker:
         assert self.settings is not None
         if self._run is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._run = wandb.init(
-                project=self.settings.project,
-                name=self.name,
-                id=self._id,
-                resume="allow" if self._id else None,
-                dir=str(self.folder),
-                config=self.config,
-                mode="offline" if self.settings.offline else None,
-                settings=wandb.Settings(console="off"),  # the progress bars are not part of the run
-            )
+            with _masked_command_line():
+                self._run = wandb.init(
+                    project=self.settings.project,
+                    name=self.name,
+                    id=self._id,
+                    resume="allow" if self._id else None,
+                    dir=str(self.folder),
+                    config=self.config,
+                    mode="offline" if self.settings.offline else None,
+                    settings=wandb.Settings(console="off"),  # progress bars are not part of the run
+                )
             self._id = self._run.id
             self._save()
         return self._run
@@ -137,6 +141,34 @@ class Tracker:
     def _save(self) -> None:
         state = json.dumps({"run": self._id, "logged": [*self._logged]})
         write_aside(self.folder / STATE, lambda aside: aside.write_text(state, encoding="utf-8"))
+
+
+def _read_state(path: Path) -> tuple[str | None, dict[str, None]]:
+    """The id of the run, and the keys of the logged jobs in their order.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return state["run"], dict.fromkeys(state["logged"])
+    except FileNotFoundError:
+        return None, {}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): delete it, and the search is logged as a new run"
+        ) from error
+
+
+@contextmanager
+def _masked_command_line() -> Iterator[None]:
+    """Hide passwords from W&B, which stores the arguments of the process."""
+    before = sys.argv
+    sys.argv = [masked(argument) for argument in before]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def all_jobs(state: SearchState) -> Iterator[Job]:

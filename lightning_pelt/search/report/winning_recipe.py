@@ -56,7 +56,7 @@ def recipe(settings: Settings, name: str, design: Design) -> dict[str, Any]:
     """
     task, fit, seed = settings.task(name), settings.fit, settings.final_seeds[0]
     run = f"runs/winner_{name}"
-    monitor = {"monitor": f"val/{task.monitor}", "mode": "max", "save_weights_only": True}
+    monitor = {"monitor": f"val/{task.monitor}", "mode": "max"}
     groups = {template(letter).name for letter in "".join(design.strategies)} | {"head"}
     groups |= {"gate"} if design.gate is not None else set()
     model = {

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lightning_pelt import Adapter, Gate, Group, LoRA, Plan, TrainedBank, load_adapters
 from lightning_pelt.testing import tiny_bert
+from lightning_pelt.utils.adapter_format import read_adapters, write_adapters
 
 # -- folders of save_adapters -------------------------------------------------------------------
 
@@ -225,7 +226,10 @@ def test_truncated_weights_of_the_hub_raise(tmp_path, name, keep):
         TrainedBank([str(tmp_path)]).load(**HUB)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": null}', '{"config": "pfeiffer"}'])
+FOREIGN = ["{", "[]", "{}", '{"config": null}', '{"config": "pfeiffer"}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=lambda text: text[:20])
 def test_a_foreign_configuration_raises(tmp_path, text):
     (Path(hub_folder(tmp_path)) / "adapter_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"adapter_config\.json is not the configuration"):
@@ -245,3 +249,28 @@ def test_a_folder_without_an_adapter_raises(tmp_path):
     folder = hub_folder(tmp_path, name="")
     with pytest.raises(FileNotFoundError, match=r"no weights: expected one of adapter\.safeten"):
         TrainedBank([folder]).load(**HUB)
+
+
+def test_weights_that_are_no_floats_raise(tmp_path):
+    whole = {key: tensor.to(torch.int32) for key, tensor in hub_tensors().items()}
+    with pytest.raises(
+        ValueError, match=r"down of block 0 has the dtype torch\.int32, expected fl"
+    ):
+        TrainedBank([hub_folder(tmp_path, tensors=whole)]).load(**HUB)
+
+
+def test_a_damaged_folder_of_save_adapters_raises(tmp_path):
+    path = Path(pelt_folder(tmp_path)) / "adapters.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"adapters\.safetensors is damaged"):
+        TrainedBank([str(tmp_path)]).load(**BERT)
+
+
+def test_a_plan_that_cannot_be_read_names_its_file(tmp_path):
+    path = Path(pelt_folder(tmp_path)) / "adapters.safetensors"
+    config, tensors = read_adapters(path)
+    config["plan"]["init_args"]["groups"] = "all"
+    write_adapters(tmp_path, tensors, plan=config["plan"], backbone=config["backbone"])
+    with pytest.raises(ValueError, match=r"the plan in .*adapters\.safetensors .*groups='all'"):
+        TrainedBank([str(tmp_path)]).load(**BERT)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import struct
 from pathlib import Path
 
 import pytest
 import torch
 from methods.xpeft.adapters import BERT, HUB, UP, hub_folder, hub_tensors, pelt_folder
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_pelt import RandomBank, TrainedBank, load_bank, save_bank
@@ -141,3 +143,38 @@ def test_only_an_unchanged_trained_bank_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match=r"named 'bank\.bin', expected \*\.safetensors"):
         save_bank(bank, tmp_path / "bank.bin")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("width", "digest"), [("4", "x"), (True, "x"), (0, "x"), (4.0, "x"), (None, "x"), (4, 7)]
+)
+def test_a_header_of_other_types_raises(tmp_path, width, digest):
+    path = saved(tmp_path)
+    header = json.dumps({"format": "1", "width": width, "digest": digest})
+    save_file(load_file(path), path, metadata={"lightning_pelt_bank": header})
+    with pytest.raises(ValueError, match=r"b\.safetensors is damaged: its header has width="):
+        load_bank(path)
+
+
+def test_tensors_of_other_shapes_dtypes_or_values_raise(tmp_path):
+    path = saved(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    whole = load_file(path)
+    half = torch.bfloat16
+    for other in (
+        {"A": torch.ones(2, dtype=half)},
+        {"A": torch.ones(0, 1, 8, dtype=half)},
+        {"b_bias": torch.ones(2, 1, 3, dtype=half)},
+        {"B": whole["B"].float()},
+        {"B": whole["B"].view(torch.int16)},
+    ):
+        save_file(whole | other, path, metadata=metadata)
+        with pytest.raises(ValueError, match=r"b\.safetensors is damaged: it has A \("):
+            load_bank(path)
+    save_file(whole | {"B": whole["B"] * torch.nan}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"b\.safetensors contains NaN or infinity"):
+        load_bank(path)
+    save_file(whole | {"A": torch.ones(2, dtype=half)}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"b\.safetensors is damaged: A is \(2,\)"):
+        _ = TrainedBank([str(path)]).size

@@ -123,7 +123,7 @@ def test_one_hot_masks_are_one_adapter() -> None:
     with torch.no_grad():
         for logits in masks.logits:
             logits.zero_()[..., 5] = 1
-        masks.selected = masks.select(None)
+        masks.selected.set(masks.select(None))
         tensors = BANK.load(blocks=2, width=32, bottleneck=8)
         f = torch.randn(2, 5, 32)
         for index, net in enumerate(nets(model)):

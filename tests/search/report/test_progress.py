@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def test_without_a_worker_no_remaining_time_is_shown(halfway: tuple[SearchState,
     state, outcomes = halfway
     now = status(state, outcomes, counts(state, outcomes, running=0, workers=0))
     assert now.details[-1] == "no worker is running"
+    begin = simulated.make_search(subsets=SUBSETS).replay({})
+    now = status(begin, {}, JobCounts(len(begin.wanted), 0, 0, 0))
+    assert now.details[-1] == "no worker has started a fit yet"
+
+
+def test_workers_between_two_fits_are_counted(halfway: tuple[SearchState, Outcomes]) -> None:
+    """The controller reads the ledger when a stage has just asked for its first fits."""
+    state, outcomes = halfway
+    wanted = len(state.wanted)
+    now = status(state, outcomes, JobCounts(wanted, 0, len(outcomes), workers=0, idle=2))
+    assert f"0 running on 2 workers, {wanted} waiting" in now.details
+    assert now.details[-1] == f"at least {wanted * 10 / 2 / 60:.0f} min left"
 
 
 @pytest.mark.slow
@@ -231,3 +244,25 @@ def test_an_offline_run_is_written_with_its_table_and_pictures(
     rows = json.loads(table.read_text())["data"]
     assert len(rows) == len(outcomes) == len(tracker._logged)
     assert json.loads((tmp_path / "wandb.json").read_text())["run"] in folder.name
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"run": 1, "logged": 5}', "\ud800", "[" * 99_999]
+)
+def test_a_damaged_state_of_the_run_is_named_with_the_remedy(tmp_path: Path, content: str) -> None:
+    (tmp_path / "wandb.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(ValueError, match=r"wandb\.json is damaged .*: delete it"):
+        Tracker(WandbSettings(), tmp_path)
+
+
+def test_a_run_does_not_store_the_password_of_the_storage(
+    halfway: tuple[SearchState, Outcomes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["search", "--storage=postgresql://ann:hunter2@host/db"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with Tracker(WandbSettings(offline=True), tmp_path, "mine") as tracker:
+        tracker.log(*halfway)
+    assert sys.argv == arguments
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"ann:***@host" in content for content in files)  # the command line is stored
+    assert not any(b"hunter2" in content for content in files)

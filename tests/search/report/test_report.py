@@ -502,3 +502,19 @@ def test_a_recipe_of_steps_fits_and_keeps_its_last_weights(
 def test_recipes_need_a_found_design() -> None:
     with pytest.raises(ValueError, match="not finished"):
         write_recipes(settings(), SearchState())
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_end_the_search(
+    played: Played,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lightning_pelt.search.report.report.save", fails)
+    search, state, outcomes = played
+    page = write_report(tmp_path, state, outcomes, settings=settings(), space=search.space)
+    assert "The figure of cost could not be drawn: no space left" in page.read_text()
+    assert "the figure cost cannot be drawn: no space left" in caplog.text

@@ -1,0 +1,90 @@
+"""The trial of a plan: one forward after it was built, so that no user's batch is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_pelt.anatomy import tried_inputs, undisturbed
+from lightning_pelt.attach.builder import CHILD, Built
+
+
+def build_and_try(
+    model: PreTrainedModel, build: Callable[[], Built], inputs: dict[str, Tensor] | None
+) -> Built:
+    """Build a plan, and run the model on it once, in eval mode and without gradients.
+
+    Args:
+        model: the model that ``build`` changes. Its modes, its gradients and the global random
+            state stay as they are.
+        build: puts the plan on the model.
+        inputs: example inputs of the model; None for dummy inputs.
+
+    Raises:
+        ValueError: the model runs on the inputs without the plan only. The message names the
+            site; the model is then as it was.
+    """
+    for runner, given in tried_inputs(model, inputs):
+        built = build()
+        try:
+            error = _error(runner, given, built)
+            where = "" if error is None else _site(model, error)
+        except BaseException:
+            _undo(built)
+            raise
+        if error is None:
+            return built
+        _undo(built)
+        if _error(runner, given, Built()) is None:
+            raise ValueError(
+                f"the plan cannot be attached to {where} of {type(model).__name__}: a forward "
+                f"fails there with {type(error).__name__}: {error}. Leave the site out with "
+                "sites=..., or leave out the method"
+            ) from error
+    return build()  # the model does not run on these inputs either, so they tell nothing
+
+
+def _error(runner: PreTrainedModel, inputs: dict[str, Any], built: Built) -> Exception | None:
+    """The error of a forward; None if there is none, or nothing was built."""
+    submodules = [module for modules in built.submodules.values() for module in modules]
+    rows = len(next(iter(inputs.values())))
+    try:
+        with torch.no_grad(), undisturbed(runner), ExitStack() as context:
+            for submodule in submodules:
+                context.enter_context(submodule.trial(rows))
+            runner(**inputs)
+    except Exception as error:
+        return error
+    finally:
+        for gate in built.gates.values():
+            gate.layer.last = None  # as if there had been no forward
+    return None
+
+
+def _undo(built: Built) -> None:
+    for change in built.undo:
+        change.remove()
+
+
+def _site(model: PreTrainedModel, error: Exception) -> str:
+    """Path of the innermost module of ``model`` in which ``error`` arose, without submodules."""
+    names = {module: name for name, module in model.named_modules()}
+    found = [names[module] for module in _running(error.__traceback__) if module in names]
+    ours = [name for name in found if CHILD in name.split(".")]
+    name = (ours or found or [""])[-1]
+    return name.split(f".{CHILD}.")[0] or "the root"
+
+
+def _running(traceback: TracebackType | None) -> Iterator[nn.Module]:
+    """The modules whose methods are in a traceback, the outermost first."""
+    while traceback is not None:
+        module = traceback.tb_frame.f_locals.get("self")
+        if isinstance(module, nn.Module):
+            yield module
+        traceback = traceback.tb_next
