@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import instantiate_module
+from torch import Tensor
 
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.plans import Plan, from_config
@@ -18,21 +19,31 @@ INSTANTIATORS = ("instantiate_with_plan", "instantiate_with_plan_by_cli")
 
 
 def attach_and_record(
-    module: LightningModule, plan: Plan, *, path: str | None, head: Sequence[str] | None, seed: int
+    module: LightningModule,
+    plan: Plan,
+    *,
+    path: str | None,
+    head: Sequence[str] | None,
+    seed: int,
+    example_inputs: dict[str, Tensor] | None,
 ) -> Attachment:
     """Attach a plan, and have the checkpoints of ``module`` hold it until it is detached.
 
     The arguments are those of :func:`lightning_pelt.attach`.
     """
-    attachment = attach(module, plan, seed=seed, path=path, head=head)
+    attachment = attach(
+        module, plan, seed=seed, path=path, head=head, example_inputs=example_inputs
+    )
     record: Any = getattr(module.on_save_checkpoint, "__self__", None)
     if not isinstance(record, _Record):
         record = _Record(module)
         module.on_save_checkpoint = record.on_save_checkpoint  # type: ignore[method-assign]
     if path not in record.entries:
         attachment.undo = [*attachment.undo, _Entry(record, path)]
-    head = None if head is None else list(head)
-    record.entries[path] = {"path": path, "plan": plan.to_config(), "head": head}
+    entry = {"path": path, "plan": plan.to_config(), "head": None if head is None else list(head)}
+    if example_inputs is not None:
+        entry["example_inputs"] = {name: x.detach().cpu() for name, x in example_inputs.items()}
+    record.entries[path] = entry
     return attachment
 
 
@@ -43,7 +54,7 @@ class _Record:
     replacement is a bound method, so that copies of the module copy it.
 
     Attributes:
-        entries: path, plan and head of each model, by path.
+        entries: path, plan, head and perhaps example inputs of each model, by path.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -117,20 +128,30 @@ class _Loading:
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         del self.module.__dict__["on_load_checkpoint"]
-        for path, plan, head in _entries(checkpoint):
-            attach_and_record(self.module, plan, path=path, head=head, seed=0)
+        for plan, where in _entries(checkpoint):
+            attach_and_record(self.module, plan, seed=0, **where)
         self.module.on_load_checkpoint(checkpoint)
 
 
-def _entries(checkpoint: Mapping[str, Any]) -> list[tuple[str | None, Plan, list[str] | None]]:
-    """Path, plan and head of every model.
+def _entries(checkpoint: Mapping[str, Any]) -> list[tuple[Plan, dict[str, Any]]]:
+    """The plan of every model, and the arguments that say where and how it is attached.
 
     Raises:
         ValueError: the record is missing or damaged.
     """
     record = checkpoint.get(KEY)
     try:
-        return [(e["path"], from_config(e["plan"]), e["head"]) for e in record]  # type: ignore[union-attr]
+        return [
+            (
+                from_config(entry["plan"]),
+                {
+                    "path": entry["path"],
+                    "head": entry["head"],
+                    "example_inputs": entry.get("example_inputs"),
+                },
+            )
+            for entry in record  # type: ignore[union-attr]
+        ]
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"the checkpoint has {KEY}={record!r}, expected the path, plan and head of each model "

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -52,6 +53,9 @@ class PELTCallback(Callback):
         head: modules of the Hugging Face model to train; by default a newly initialized head.
         base_dropout: whether the dropout of the frozen base is active in training.
         seed: of the new weights.
+        example_inputs: keyword arguments of the Hugging Face model, such as a small batch, for
+            models that need other inputs than a few words, an image or a short sound. Checkpoints
+            hold them.
 
     Raises:
         ValueError: ``plan`` is not a plan; in a run, the plan does not fit the model, the model has
@@ -73,9 +77,10 @@ class PELTCallback(Callback):
         head: Sequence[str] | None = None,
         base_dropout: bool = True,
         seed: int = 0,
+        example_inputs: dict[str, Tensor] | None = None,
     ) -> None:
         self.plan, self.path, self.head = require_plan(plan), path, head
-        self.base_dropout, self.seed = base_dropout, seed
+        self.base_dropout, self.seed, self.example_inputs = base_dropout, seed, example_inputs
         self.step_seed, self.resume, self.learning = StepSeed(), Resume(), LearningCheck()
         self.lengths = LengthGuard()
         trust_instantiators()
@@ -108,7 +113,14 @@ class PELTCallback(Callback):
         fresh = find_attachment(model) is None
         if fresh:
             _refuse_shards(module, model)
-        attach_and_record(module, self.plan, path=self.path, head=self.head, seed=self.seed)
+        attach_and_record(
+            module,
+            self.plan,
+            path=self.path,
+            head=self.head,
+            seed=self.seed,
+            example_inputs=self.example_inputs,
+        )
         return fresh
 
     def _leads(self, trainer: Trainer) -> bool:

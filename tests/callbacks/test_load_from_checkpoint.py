@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attach.test_trial import llava, picture_and_words
 from callbacks.test_pelt import Lazy, UserModule, user_module
 from callbacks.tiny import loader, trainer
 from lightning.pytorch import LightningModule
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core import saving
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from zoo import WIDTH, build
 
 from lightning_pelt import Adapter, LoRA, PELTCallback, Plan, attach, detach
@@ -90,6 +92,32 @@ def test_two_towers_and_a_head(tmp_path):
     ]
     path = trained(module, tmp_path, *callbacks)
     assert torch.equal(logits(Towers.load_from_checkpoint(path)), logits(module))
+
+
+class Captions(LightningModule):
+    """A stranger's module of a model that needs example inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)  # of CLIP's class embedding, which is drawn
+        self.model = llava()
+
+    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+        return self.model(**batch, labels=batch["input_ids"]).loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+
+
+def test_example_inputs_are_in_the_checkpoint(tmp_path):
+    batch, module = picture_and_words(), Captions()
+    run = trainer(tmp_path, PELTCallback(PLAN, example_inputs=picture_and_words(1)))
+    run.fit(module, DataLoader([batch, batch], batch_size=None))
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    again = Captions.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    with torch.no_grad():
+        expected = module.eval().model(**batch).logits
+        assert torch.equal(again.eval().model(**batch).logits, expected)
 
 
 def test_averaged_weights(tmp_path):
