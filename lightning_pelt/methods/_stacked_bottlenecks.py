@@ -11,11 +11,11 @@ from torch.nn.functional import pad
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods._bottleneck import Dense, extend
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._kronecker import Factors, Rule
 from lightning_pelt.methods._ops import add_product, match_dtype, refuse_reentrant
 from lightning_pelt.methods._sublayer_hooks import Placement, hook_sublayer
 from lightning_pelt.methods.base import Part, Place
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 

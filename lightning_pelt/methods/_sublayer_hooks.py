@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, PostNorm, Site
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import argument, first
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.utils.errors import unknown
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import OUTPUT, Site, Source
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import argument, first_tensor
 from lightning_pelt.methods.config import Nested
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.padding import Padding
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.utils.errors import unknown

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import add_product, argument, match_dtype
 from lightning_pelt.methods.base import Cost, Part, Place
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
 from lightning_pelt.methods.linear import LinearMethod
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate, refer

@@ -10,7 +10,7 @@ from transformers import Cache
 
 from lightning_pelt.anatomy import MaskArgument
 from lightning_pelt.anatomy.attention_mask import once, real_tokens
-from lightning_pelt.methods._current import Current
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods import _prefix_attention
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods._ops import refuse_reentrant
 from lightning_pelt.methods.base import Cost, Method, Part, Place
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 

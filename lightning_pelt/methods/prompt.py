@@ -14,8 +14,8 @@ from transformers.utils import ModelOutput
 
 from lightning_pelt.anatomy import Anatomy, MaskArgument, Site, Source, base_of
 from lightning_pelt.anatomy.positions import position_limit
-from lightning_pelt.methods._current import Current
 from lightning_pelt.methods.base import Method, Part, Place
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView
 from lightning_pelt.methods.padding import Given, Padding
 from lightning_pelt.methods.submodule import Removable, Submodule, refer

@@ -40,7 +40,7 @@ class Submodule(nn.Module, ABC):
     can be deep-copied, pickled (``ddp_spawn``), compiled and checkpointed.
 
     What one hook leaves for another in the same forward is kept in a
-    :class:`~lightning_pelt.methods._current.Current`, never in a plain attribute: several threads
+    :class:`~lightning_pelt.methods.current.Current`, never in a plain attribute: several threads
     may run one model.
 
     Attributes:

@@ -30,7 +30,7 @@ from lightning_pelt import (
     attach,
     profiles_of,
 )
-from lightning_pelt.methods._current import Current
+from lightning_pelt.methods.current import Current
 from lightning_pelt.testing import awaken, tiny_bert
 
 PLANS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
-from lightning_pelt.methods._current import Current
+from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.methods.xpeft._unfinished import Unfinished
 from lightning_pelt.methods.xpeft.bank import BankTensors
