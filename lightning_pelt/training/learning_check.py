@@ -43,7 +43,9 @@ class LearningCheck:
             for name, parameters in self._silent.items()
             if (without := [p for p in parameters if p.grad is None])
         }
-        reported = self._silent if not self._steps_left else self._all_silent(module)
+        partly = self._silent if not self._steps_left else {}
+        reported = {n: p for n, p in partly.items() if n not in _by_batch(module)}
+        reported |= self._all_silent(module)
         if not self._silent:
             self._steps_left = 0
         elif reported:
@@ -139,6 +141,17 @@ def _warn(message: str, module: LightningModule, parameters: list[nn.Parameter])
 
 def _share(some: list[nn.Parameter], of: list[nn.Parameter]) -> str:
     return f"the {len(of)}" if len(some) == len(of) else f"{len(some)} of {len(of)}"
+
+
+def _by_batch(module: LightningModule) -> set[str]:
+    """Groups of which a batch trains only what it names, such as the profiles of its rows."""
+    found = find_attachments(module)
+    return {
+        f"{path}: {method.name}" if len(found) > 1 else method.name
+        for path, attachment in found.items()
+        for method in attachment.plan.methods
+        if method.batch_inputs
+    }
 
 
 def _groups(module: LightningModule) -> Iterator[tuple[str, list[nn.Parameter]]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo import WIDTH, build
 
 from lightning_pelt import (
+    XPEFT,
     Adapter,
     FullFineTuning,
     GateSchedule,
@@ -25,6 +26,7 @@ from lightning_pelt import (
     PELTModule,
     Phase,
     Plan,
+    RandomBank,
     UniPELT,
 )
 
@@ -210,3 +212,16 @@ def test_the_own_module_is_checked_too(tmp_path):
     module = PELTModule(backbone, PLAN, labels=LABELS, lr=2e-5)
     with pytest.warns(UserWarning, match="the learning rate of lora, adapter is 2e-05"):
         trainer(tmp_path, limit_train_batches=2).fit(module, Sentences(backbone))
+
+
+class OneProfile(Stranger):
+    """All rows of a run belong to the first of many profiles."""
+
+    def states(self, batch: dict[str, Tensor]) -> Tensor:
+        first = torch.zeros(len(batch["labels"]), dtype=torch.long)
+        return self.net(batch["input_ids"], batch["attention_mask"], profile=first)[0]
+
+
+def test_profiles_that_are_in_no_batch(tmp_path):
+    plan = Plan.uniform(XPEFT(RandomBank(size=4), profiles=5, k=2))
+    assert told(tmp_path, OneProfile(), PELTCallback(plan)) == []
