@@ -111,6 +111,20 @@ def attach(
             f"the model has another plan already: {attached.plan}, expected {plan}. Call "
             "`detach(model)` first, or put both into one Plan."
         )
+    attachment = _attach(model, plan, seed=seed, head=head, example_inputs=example_inputs)
+    _match_names_in(outer, attachment)
+    return attachment
+
+
+def _attach(
+    model: PreTrainedModel,
+    plan: Plan,
+    *,
+    seed: int,
+    head: Sequence[str] | None,
+    example_inputs: dict[str, Tensor] | None,
+) -> Attachment:
+    """:func:`attach` for a model without a plan."""
     anatomy = examine(model, example_inputs)
     placed = plan.place(anatomy)
     frozen = freeze(model, plan, anatomy, head)
@@ -141,7 +155,6 @@ def attach(
         fingerprint=fingerprint(model.config, tensors),
     )
     _install(attachment)
-    _match_names_in(outer, attachment)
     return attachment
 
 
