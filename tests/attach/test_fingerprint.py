@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_warning() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         yield
 
 
@@ -95,7 +95,7 @@ def test_a_state_dict_knows_its_base(tmp_path):
     same = nn.ModuleDict({"encoder": bert()})
     attach(same, PLAN)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         same.load_state_dict(state)
         same.load_state_dict(dict(state))  # without the metadata nothing is known
 

@@ -210,7 +210,7 @@ def test_rows_of_new_tokens_are_trained_if_named(tmp_path):
     model = load(BertForSequenceClassification, folder, seed=1)
     model.resize_token_embeddings(36)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         attach(model, PLAN, head=["classifier", "bert.embeddings.word_embeddings"])
     name = "bert.embeddings.word_embeddings.weight"
     assert name in trained(model) & model.state_dict().keys()
@@ -271,7 +271,7 @@ def test_detaching_tells_what_it_cannot_restore():
     attachment = attach(model, PLAN)
     unfreeze_norms(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         attach(other := tiny_bert(), PLAN)
         unfreeze_norms(other)
         other.__dict__["pelt_attachment"].detach()  # unfrozen, but not trained

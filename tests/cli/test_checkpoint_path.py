@@ -126,12 +126,14 @@ def test_a_given_rate_is_the_rate_of_the_resumed_fit(where):
     assert 0 < moved(cli) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_given_default_holds_too():
     given = ["--model.lr=1e-3", "--model.base_dropout=true"]
     model = fit("fit", "--config=recipe.yaml", *RESUME, *given).model
     assert (model.lr, model.base_dropout) == (1e-3, True)
 
 
+@pytest.mark.slow
 def test_arguments_of_the_task_hold_beside_those_of_the_checkpoint():
     smooth = ["--model.task=Classification", "--model.task.label_smoothing=0.2"]
     first = fit("fit", "--config=recipe.yaml", *smooth)
@@ -142,6 +144,7 @@ def test_arguments_of_the_task_hold_beside_those_of_the_checkpoint():
     assert (cli.model.task.label_smoothing, cli.model.task.metrics) == (0.2, ("macro_f1",))
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_run_resumes_it():
     logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"]
     fit("fit", "--config=recipe.yaml", *logger)
@@ -151,7 +154,10 @@ def test_the_configuration_of_a_run_resumes_it():
     assert cli.trainer.global_step == 4
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize(
+    "command",
+    ["fit", *(pytest.param(c, marks=pytest.mark.slow) for c in ("validate", "test", "predict"))],
+)
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
@@ -172,6 +178,7 @@ def test_what_cannot_hold_is_refused_with_both_values(capsys, monkeypatch, comma
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.slow
 def test_a_backbone_that_was_moved_is_used():
     shutil.move("bert", "moved")
     cli = fit("test", "--config=recipe.yaml", "--ckpt_path=one.ckpt", "--model.backbone=moved")
@@ -200,6 +207,7 @@ def test_a_model_that_nothing_has_trained_is_refused(capsys, monkeypatch, comman
     assert not Path("predictions.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_a_model_that_nothing_has_trained_is_used_on_demand(command):
     cli = fit(command, "--config=recipe.yaml", "--untrained=true")
@@ -236,6 +244,7 @@ def older(seconds: int) -> None:
         os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -254,6 +263,7 @@ def test_last_is_the_newest_run(options):
     assert fit("fit", "--config=recipe.yaml", *options, *more).trainer.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit", "test"])
 @pytest.mark.parametrize("keyword", ["last", "best"])
 @pytest.mark.parametrize(
@@ -273,6 +283,7 @@ def test_where_nothing_is_found_is_said(
     assert f"{folder}. Name its file" in line
 
 
+@pytest.mark.slow
 def test_best_is_the_best_of_the_newest_run():
     saver = [*KEPT, "--trainer.callbacks.save_top_k=2", "--trainer.callbacks.monitor=val/loss"]
     longer = ["--trainer.max_epochs=3", "--model.lr=0.5", "--model.warmup=0"]
@@ -283,6 +294,7 @@ def test_best_is_the_best_of_the_newest_run():
     assert Path(tested.trainer.ckpt_path or tested.config.test.ckpt_path) == Path(best)
 
 
+@pytest.mark.slow
 def test_several_weights_have_no_best(capsys, monkeypatch):
     Path("kept [1]").mkdir()
     state = torch.load("one.ckpt", weights_only=True)
@@ -294,6 +306,7 @@ def test_several_weights_have_no_best(capsys, monkeypatch):
     assert "no record of the best: name one of " in run(capsys, monkeypatch, "test", *options)
 
 
+@pytest.mark.slow
 def test_a_fit_needs_more_than_weights(capsys, monkeypatch):
     saver = [*KEPT, "--trainer.callbacks.save_weights_only=true"]
     cli = fit("fit", "--config=recipe.yaml", *saver)
@@ -305,6 +318,7 @@ def test_a_fit_needs_more_than_weights(capsys, monkeypatch):
         assert fit("test", *options).trainer.callback_metrics["test/loss"] > 0
 
 
+@pytest.mark.slow
 def test_hpc_is_the_highest_number(capsys, monkeypatch):
     options = ["--config=recipe.yaml", "--ckpt_path=hpc"]
     assert "hpc: there is no checkpoint in " in run(capsys, monkeypatch, "test", *options)
@@ -313,6 +327,7 @@ def test_hpc_is_the_highest_number(capsys, monkeypatch):
     assert fit("test", *options).config.test.ckpt_path.endswith("hpc_ckpt_10.ckpt")
 
 
+@pytest.mark.slow
 def test_a_folder_of_shards_is_a_checkpoint(capsys):
     state = torch.load("one.ckpt", weights_only=True)
     del state["state_dict"], state["optimizer_states"]
@@ -387,7 +402,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("command", ["fit", "predict", "plan"])
+@pytest.mark.parametrize(
+    "command", ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("fit", "plan"))]
+)
 @pytest.mark.parametrize(("name", "message"), BAD.items(), ids=BAD)
 def test_a_file_that_is_no_checkpoint_is_refused(capsys, monkeypatch, command, name, message):
     options = ["--config=recipe.yaml", f"--ckpt_path={write_bad(name)}"]

@@ -90,6 +90,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_ends_in_the_same_way(monkeypatch, capsys, backbone, name):
     if "profiles" in name:
@@ -108,6 +109,7 @@ def test_every_command_ends_in_the_same_way(monkeypatch, capsys, backbone, name)
     assert printed.splitlines()[-1].startswith(f"lightning-pelt {name}: {reason}")
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_the_same_way(monkeypatch, capsys):
     recipe = {
         "backbone": "./no",
@@ -132,6 +134,7 @@ def test_debug_adds_the_traceback(monkeypatch, capsys):
     assert "Traceback" not in run(monkeypatch, capsys, "fit", *options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug", [RuntimeError("bug"), ValueError("bug"), KeyError("bug"), AssertionError("bug")]
 )

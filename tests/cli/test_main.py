@@ -104,6 +104,7 @@ def test_the_quickstart_fits_and_tests(tmp_path, repository, capsys):
     assert list(folder.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_fit_can_be_validated_tested_predicted_and_resumed(options, capsys):
     fit = main(["fit", *options, *FILES, *KEPT, "--model.plan=UniPELT", "--model.lr=0.01"])
     checkpoint = "--ckpt_path=kept/fit.ckpt"

@@ -175,6 +175,7 @@ def test_train_refuses_what_it_could_not_store(
 # -- add --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_add_trains_one_profile_and_nothing_else(trained: str) -> None:
     write_rows("more.csv", ["dora", "eve"])
     before = load_model(trained)

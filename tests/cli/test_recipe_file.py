@@ -107,6 +107,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "command"), COMMANDS.items(), ids=COMMANDS)
 @pytest.mark.parametrize(
     ("text", "message"),

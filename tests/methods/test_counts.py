@@ -96,6 +96,7 @@ SINGLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_single_methods_on_bert_base(bert: PreTrainedModel, name: str) -> None:
     method, trained, deployed = SINGLE[name]
@@ -233,6 +234,7 @@ def test_compacter_paper_on_t5_base(t5: PreTrainedModel, name: str) -> None:
     detach(t5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "share"),
     [(8, 0.0728), (12, 0.0733)],

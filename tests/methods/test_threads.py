@@ -116,6 +116,7 @@ def gradients(model: PreTrainedModel, inputs: dict[str, Tensor]) -> list[Tensor]
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["unipelt", "compacter", "profiles"])
 def test_a_forward_in_the_middle_of_a_recomputation(plan: str) -> None:
     """Activation checkpointing calls the blocks again in the backward pass."""
@@ -189,6 +190,7 @@ def test_an_exception_leaves_other_threads_alone() -> None:
     assert torch.equal(model(**MINE).logits, expected)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_generation_in_threads() -> None:
     model: Any = attached("unipelt", build("t5"))

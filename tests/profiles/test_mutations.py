@@ -135,6 +135,7 @@ def change_bytes(path: Path, draw: random.Random) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", MANY)
 @pytest.mark.parametrize("change", [change_value, change_bytes])
 def test_a_damaged_store_raises_its_own_errors_or_returns_what_was_written(

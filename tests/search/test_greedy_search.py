@@ -173,6 +173,7 @@ def test_outcomes_of_other_jobs_are_ignored() -> None:
     assert same(shared().replay(every | other), finished()[0])
 
 
+@pytest.mark.slow
 def test_jobs_of_earlier_stages_are_reused() -> None:
     state, outcomes = finished()
     assert state.comparison is not None

@@ -82,6 +82,7 @@ def fit(
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

@@ -40,6 +40,7 @@ def test_the_same_objects_resume_in_one_process(tmp_path, backbone):
         assert_continues(resumed, Run(state, whole.pruned, whole.trace, whole.trainer))
 
 
+@pytest.mark.slow
 def test_a_schedule_starts_anew_with_another_model(tmp_path, backbone):
     """The gates that it has closed in one model are open in the next one."""
     gates = schedule()
@@ -99,6 +100,7 @@ class Constant(PELTModule):
         return super().configure_optimizers()["optimizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [{}, {"every_n_train_steps": 3}], ids=["epoch", "last-batch"])
 def test_more_epochs_than_before(tmp_path, backbone, saving):
     def run(folder: Path, *callbacks: Any, **options: Any) -> Run:
@@ -120,6 +122,7 @@ def test_workers_change_nothing(tmp_path, backbone):
         assert_continues(fit(tmp_path / "rest", module(backbone), data, **options), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_a_finished_run_does_nothing_more(tmp_path, backbone, sanity):
     writer = ModelCheckpoint(tmp_path)
@@ -130,6 +133,7 @@ def test_a_finished_run_does_nothing_more(tmp_path, backbone, sanity):
     assert not again.trace.events
 
 
+@pytest.mark.slow
 def test_the_last_validation_of_a_run_limited_by_steps(tmp_path, backbone):
     """Saved after the last step and before its validation, which may close gates."""
     whole = tuned(tmp_path, backbone, every_step(tmp_path), max_steps=6)

@@ -167,6 +167,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hook", "number"), PLACES)
 def test_an_exception_in_any_hook(tmp_path, backbone, hook, number):
     """A batch that has failed is run again, and so is a validation."""
@@ -212,6 +213,7 @@ def test_stopped_within_an_epoch(tmp_path, backbone, number):
     assert [e for e in resumed.trace.events if e[0] == "batch"] == batches[number:]
 
 
+@pytest.mark.slow
 def test_ended_by_max_steps_within_an_epoch_and_continued(tmp_path, backbone):
     short = tuned(tmp_path, backbone, ModelCheckpoint(tmp_path), max_steps=5)
     (checkpoint,) = tmp_path.glob("*.ckpt")

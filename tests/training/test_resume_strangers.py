@@ -106,6 +106,7 @@ def test_a_strangers_module_resumes_after_any_step(tmp_path, backbone, options):
         assert_continues(strange(tmp_path / "rest", backbone, resume=checkpoint, **options), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "saving",
     [
@@ -125,6 +126,7 @@ def test_a_plateau_scheduler_reads_each_epoch_once(tmp_path, backbone, saving):
         assert_continues(resumed, whole)
 
 
+@pytest.mark.slow
 def test_early_stopping_reads_the_metric_of_a_validation_before_the_checkpoint(tmp_path, backbone):
     """Saved at the end of the validation; the metric is read at the end of the epoch."""
     writer = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end=False)
@@ -136,6 +138,7 @@ def test_early_stopping_reads_the_metric_of_a_validation_before_the_checkpoint(t
         assert stops.best_score.isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saving", "options"),
     [
@@ -160,6 +163,7 @@ def test_a_loader_without_a_state_warns_within_an_epoch(tmp_path, backbone):
         strange(tmp_path, backbone, data=PlainLoaders, resume=tmp_path / "step=1.ckpt")
 
 
+@pytest.mark.slow
 def test_a_schedule_of_accumulation_applies_within_an_epoch(tmp_path, backbone):
     def accumulation() -> Callback:
         return GradientAccumulationScheduler({0: 1, 1: 2})

@@ -38,6 +38,7 @@ def interrupted(folder: Path, backbone: str, *steps: int, **options: Any) -> Run
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["each-epoch", "every-third-epoch", "no-validation"])
 def test_interrupted_at_ends_of_epochs(tmp_path, backbone, options):
     """At the end of the first epoch, and of the second."""

@@ -65,6 +65,7 @@ def test_rates_of_single_groups_stay_and_are_named(tmp_path):
     assert [step["lora"] for step in rates.rates] == pytest.approx(linear(model.lr, 20))
 
 
+@pytest.mark.slow
 def test_factors_of_a_schedule_apply_to_the_found_rate(tmp_path):
     class AtStep(Rates):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -84,6 +85,7 @@ def test_factors_of_a_schedule_apply_to_the_found_rate(tmp_path):
     assert rates.rates[0] == pytest.approx({"lora": model.lr / 2, "head": model.lr})
 
 
+@pytest.mark.slow
 def test_the_schedule_has_the_steps_of_the_found_batch_size(tmp_path):
     model, data = module(tmp_path)
     rates = Rates()
@@ -94,6 +96,7 @@ def test_the_schedule_has_the_steps_of_the_found_batch_size(tmp_path):
     assert [step["lora"] for step in rates.rates] == pytest.approx(linear(3e-3, steps))
 
 
+@pytest.mark.slow
 def test_a_tuner_sets_the_rate_before_the_fit(tmp_path):
     model, data = module(tmp_path)
     run = trainer(tmp_path, max_epochs=1)
@@ -119,6 +122,7 @@ def test_a_users_module_trains_with_the_found_rate(tmp_path):
     assert {step["all"] for step in rates.rates} == {mine.lr}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", [finder, BatchSizeFinder])
 def test_a_finder_in_a_resumed_run_is_refused(tmp_path, search):
     """Lightning would begin at step 0."""

@@ -461,6 +461,7 @@ def test_a_kill_at_any_write_loses_nothing(
         assert (runs, before) == (2, 2 if how == "after" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_that_is_stopped_returns_its_job(
     journal: str, tmp_path: Path, number: int
