@@ -26,7 +26,7 @@ def position_limit(model: PreTrainedModel) -> int | None:
     if path is None:
         return None
     limits = [limit for owner in model.get_submodule(path).modules() for limit in _limits(owner)]
-    if not limits and path:  # RoFormer's table lies in the module beside that of the embeddings
+    if not limits and path:  # RoFormer's table is beside its embeddings
         parent = model.get_submodule(path.rpartition(".")[0])
         limits = [limit for child in parent.children() for limit in _limits(child)]
     return min(limits, default=None)
@@ -46,7 +46,7 @@ def backbone_position_limit(backbone: str) -> int | None:
 
 
 def _path_of_embeddings(model: PreTrainedModel) -> str | None:
-    """The module that owns the token embeddings: positions of pictures and sounds lie elsewhere."""
+    """The module that owns the token embeddings: pictures and sounds have other ones."""
     try:
         embeddings = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):

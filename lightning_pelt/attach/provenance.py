@@ -13,7 +13,7 @@ from lightning_pelt.attach.names import plain
 
 # from_pretrained marks the parameters that it has loaded, and then the modules of the model.
 LOADED = "_is_hf_initialized"
-# Roles that do not lie in a block, or that a module inside the base may take.
+# Roles that are not in a block, or that a module inside the base may take.
 OUTSIDE = ("norm", "linear", "block")
 
 

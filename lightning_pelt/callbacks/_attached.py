@@ -21,7 +21,7 @@ class Attached:
     """The attachments of all models inside a module.
 
     With several models, the name of a gate starts with the path of its model:
-    ``encoder.07/lora.query``. The name of a method stands for the methods of that name in all
+    ``encoder.07/lora.query``. The name of a method means the methods of that name in all
     models.
 
     Attributes:

@@ -44,7 +44,7 @@ class PELTCallback(Callback):
     module, and stays attached until ``detach`` or ``merge``. A later trainer attaches what its own
     callbacks say. ``YourModule.load_from_checkpoint`` attaches the plan of a checkpoint.
 
-    A module with several Hugging Face models takes one callback for each, told apart by ``path``.
+    A module with several Hugging Face models takes one callback for each, with its ``path``.
     Models that no callback names are left as they are.
 
     Args:

@@ -57,7 +57,7 @@ class WritePredictions(BasePredictionWriter):
             for number, row in zip(numbers, rows, strict=True)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        replaced = " in the place of an earlier file" if path.exists() else ""
+        replaced = ", replacing an earlier file" if path.exists() else ""
         write_aside(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
         print(f"{len(rows)} predictions written to {path}{replaced}")
         _warn_of_others(whole, set() if alone else set(range(trainer.world_size)))

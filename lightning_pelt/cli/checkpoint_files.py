@@ -103,7 +103,7 @@ def _of_this_package(path: str, found: Any) -> dict[str, Any]:
 
 
 def find_checkpoint(keyword: str, trainer: Mapping[str, Any], *, resume: bool) -> str:
-    """The checkpoint that ``last``, ``best`` or ``hpc`` stands for, in the newest run.
+    """The checkpoint that ``last``, ``best`` or ``hpc`` names, in the newest run.
 
     A new process has another run's folder (``version_3``), where Lightning would look in vain.
 
@@ -152,7 +152,7 @@ def _best(run: Sequence[Path]) -> Path:
 
 
 def _folders(trainer: Mapping[str, Any], root: Path) -> Iterable[Path]:
-    """Where ModelCheckpoint writes; ``*`` stands for the version of a run."""
+    """Where ModelCheckpoint writes; ``*`` is the version of a run."""
     given = trainer.get("callbacks") or []
     callbacks = given if isinstance(given, list) else [given]
     savers = [each for each in callbacks if isinstance(each, ModelCheckpoint)]

@@ -1,4 +1,4 @@
-"""The error for what is given in the place of a plan."""
+"""The error for what is given instead of a plan."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from lightning_pelt.profiles._mask_codec import HEADER_SIZE, SOFT, read_header
 from lightning_pelt.profiles._row_codec import EncodedProfile
 from lightning_pelt.profiles.profile import is_digest
 from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.json_data import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = "1"
@@ -106,10 +107,10 @@ def read_manifest(folder: Path) -> tuple[str, list[Shard]]:
             f"there is no {MANIFEST} in {folder}: use a folder that ProfileStore.export wrote"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes(), path)
         found, bank, entries = manifest["format"], manifest["bank"], manifest["shards"]
         shards = [Shard(entry["file"], entry["rows"], entry["sha256"]) for entry in entries]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a manifest of ProfileStore.export: {error!r}") from error
     if found != FORMAT:
         found = str(found)[:20]

@@ -1,4 +1,4 @@
-"""Checkpoint files that are complete or absent, whatever happens while they are written."""
+"""Checkpoint files that are complete or absent."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from lightning_pelt.attach import Attachment, find_attachments
 
 # Rates of full fine-tuning end here; those of submodules begin at about 1e-4.
 TINY_RATE = 5e-5
+TUNERS = ("lightning.pytorch.tuner", "pytorch_lightning.tuner")
 PATIENCE = 3  # backward passes in which a part of the model may be skipped by chance
 
 
@@ -163,6 +164,6 @@ def _groups(module: LightningModule) -> Iterator[tuple[str, list[nn.Parameter]]]
 
 
 def _is_tuning(trainer: Trainer) -> bool:
-    """Whether a search for a learning rate or batch size is running, with rates of its own."""
+    """Whether a search for a learning rate or batch size is running, with other rates."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return any(type(c).__module__.startswith("lightning.pytorch.tuner") for c in callbacks)
+    return any(type(c).__module__.startswith(TUNERS) for c in callbacks)

@@ -167,7 +167,7 @@ class PELTModule(LightningModule):
             copy_again(self.trainer, self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights; configure the model first if nobody has.
+        """Load weights; configure the model first if it is not configured.
 
         After a fit in spawned processes Lightning loads the weights into the module of the main
         process, which was never configured.

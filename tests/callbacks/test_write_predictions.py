@@ -118,7 +118,7 @@ def test_an_earlier_file_is_replaced_and_not_silently(tmp_path, capsys):
         trainer(tmp_path, WritePredictions("out.jsonl")).predict(Echo(), loader)
     first, second = capsys.readouterr().out.strip().splitlines()
     assert first == "3 predictions written to out.jsonl"
-    assert second == "2 predictions written to out.jsonl in the place of an earlier file"
+    assert second == "2 predictions written to out.jsonl, replacing an earlier file"
     assert len(lines("out.jsonl")) == 2
 
 

@@ -1,4 +1,4 @@
-"""What is given in the place of a plan is named, with what to write instead."""
+"""What is given instead of a plan is named, with what to write instead."""
 
 from __future__ import annotations
 

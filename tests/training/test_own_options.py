@@ -27,7 +27,7 @@ class Reversed(Sentences):
 
 
 class Values(Sentences):
-    """Numbers in the place of classes."""
+    """Numbers instead of classes."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__(backbone, target="value")

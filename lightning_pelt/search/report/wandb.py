@@ -17,6 +17,7 @@ from lightning_pelt.search.queue.job import Job, Outcome, Outcomes
 from lightning_pelt.search.search_state import SearchState
 from lightning_pelt.search.task_settings import WandbSettings
 from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.json_data import parse_json
 from lightning_pelt.utils.urls import masked
 
 STATE = "wandb.json"
@@ -150,11 +151,11 @@ def _read_state(path: Path) -> tuple[str | None, dict[str, None]]:
         ValueError: the file is damaged.
     """
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = parse_json(path.read_bytes(), path)
         return state["run"], dict.fromkeys(state["logged"])
     except FileNotFoundError:
         return None, {}
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): delete it, and the search is logged as a new run"
         ) from error
