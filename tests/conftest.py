@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -45,10 +47,26 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-pelt"])
     torch.manual_seed(0)
+    grouped = _notes_groups(monkeypatch)
     yield
+    if grouped:  # the destructor of a process group hangs in the child of a later test that forks
+        gc.collect()
     os.environ.clear()
     os.environ.update(before)
     _check_log_levels()
+
+
+def _notes_groups(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Is filled when a test starts a process group in this process."""
+    found: list[bool] = []
+    start = torch.distributed.init_process_group
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        found.append(True)
+        start(*args, **kwargs)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", noted)
+    return found
 
 
 def _check_log_levels() -> None:

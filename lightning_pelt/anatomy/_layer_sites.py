@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from lightning_pelt.anatomy._blocks import Blocks
 from lightning_pelt.anatomy._norms import is_norm
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._stacks import Position
-from lightning_pelt.anatomy.recording import is_linear, widths
+from lightning_pelt.anatomy.calls import widths
 from lightning_pelt.anatomy.sites import OUTPUT, Site, Source
 
 
-def norm_and_outer_sites(recorded: RecordedModel, positions: dict[str, Position]) -> list[Site]:
+def norm_and_outer_sites(
+    recorded: RecordedModel, blocks: Blocks, positions: dict[str, Position]
+) -> list[Site]:
     """The norms of every block, and the norms and linear layers of the base outside the blocks.
 
     Args:
         recorded: the model.
+        blocks: of the model.
         positions: of each block by its path.
     """
     sites = []
     vocabulary = recorded.model.get_output_embeddings()
     for module, call in recorded.first.items():
-        block = recorded.block_of.get(module)
-        if module is vocabulary or not call.inputs:
+        block = blocks.of.get(module)
+        if module is vocabulary or module in blocks.beside or not call.inputs:
             continue
-        if block is not None and block not in positions:
+        if not recorded.is_live(module):
             continue
         stack, index = positions[block] if block else ("", None)
         if is_norm(module):
             role, d_in = "norm", int(module.weight.shape[0])  # type: ignore[index]
             d_out = d_in
-        elif is_linear(module) and not block:
+        elif call.linear and not block:
             role, (d_in, d_out) = "linear", widths(module)
         else:
             continue
@@ -41,8 +45,11 @@ def block_sites(recorded: RecordedModel, positions: dict[str, Position]) -> list
     """The output of every block that returns (B, T, d): the residual stream."""
     sites = []
     for path, (stack, index) in positions.items():
-        call = recorded.first.get(recorded.model.get_submodule(path))
-        if call is not None and call.output is not None and call.output.dim() == 3:
+        module = recorded.model.get_submodule(path)
+        call = recorded.first.get(module)
+        if call is None or not recorded.is_live(module):
+            continue
+        if call.output is not None and call.output.dim() == 3:
             width = call.output.shape[-1]
             source = Source(path, OUTPUT, width)
             sites.append(Site("block", stack, index, path, width, width, source))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from lightning_pelt.anatomy.recording import AttentionCall, Call, is_linear, record
+from lightning_pelt.anatomy._ancestry import Ancestry
+from lightning_pelt.anatomy.calls import AttentionCall, Call
+from lightning_pelt.anatomy.recording import record
 from lightning_pelt.anatomy.sites import Source
 
 
@@ -19,8 +20,12 @@ class RecordedModel:
         calls: every call of a module.
         attention_calls: every call of the attention function.
         names: path of each module.
-        block_of: path of the block that contains a module; modules outside the blocks are absent.
-        first: first call of each module that was called.
+        elements: for each module the paths of the elements of lists around it, itself among them,
+            the outermost first; those that are called.
+        first: first call of each module that was called; of one that runs without gradients at
+            first (HRM), the first call with them.
+        order: number of that call.
+        ancestry: of all recorded tensors.
         batch: number of rows of the inputs.
         words: numbers of tokens in the rows of those inputs that are integers.
 
@@ -35,20 +40,71 @@ class RecordedModel:
         self.batch, self.words = recording.batch, recording.words
         self.calls: list[Call] = recording.calls
         self.attention_calls: list[AttentionCall] = recording.attention_calls
-        self.block_of = _blocks(model)
         self.first: dict[nn.Module, Call] = {}
-        for call in self.calls:
-            self.first.setdefault(call.module, call)
+        self.order: dict[nn.Module, int] = {}
+        for number, call in enumerate(self.calls):
+            known = self.first.get(call.module)
+            if known is None or (not _has_graph(known) and _has_graph(call)):
+                self.first[call.module], self.order[call.module] = call, number
         self._counts = Counter(call.module for call in self.calls)
+        self.elements = self._elements()
+        self.ancestry = Ancestry(recording)
 
-    def repeats(self, module: nn.Module) -> bool:
-        """Whether a module of a block runs more often than the block."""
-        block = self.model.get_submodule(self.block_of[module])
-        return self._counts[module] > max(1, self._counts[block])
+    def _elements(self) -> dict[nn.Module, tuple[str, ...]]:
+        around: dict[nn.Module, tuple[str, ...]] = {}
+        for path, elements in self.lists():
+            for element in elements:
+                name = self.names[element]
+                # An element of two lists has one path.
+                if self._runs(element) and name.rpartition(".")[0] == path:
+                    for inner in self.below(name):
+                        around[inner] = (*around.get(inner, ()), name)
+        return around
+
+    def _runs(self, element: nn.Module) -> bool:
+        """Whether an element of a list runs: a list of different modules does, one of equals not.
+
+        The blocks of Idefics' resampler are lists of an attention and a feed-forward.
+        """
+        children = list(element.children())
+        different = isinstance(element, nn.ModuleList) and len({type(c) for c in children}) > 1
+        return element in self.first or (different and any(c in self.first for c in children))
+
+    def lists(self) -> list[tuple[str, list[nn.Module]]]:
+        """Path and elements of each list of modules, the outermost first."""
+        return [(name, list(m.children())) for m, name in self.names.items() if _is_list(m)]
+
+    def below(self, path: str) -> list[nn.Module]:
+        """The modules at and below ``path``, without those that have their first path elsewhere."""
+        modules = self.model.get_submodule(path).modules()
+        return [m for m in modules if f"{self.names[m]}.".startswith(f"{path}.")]
+
+    def called(self, path: str) -> list[Call]:
+        """The first calls of the modules at and below ``path``, in network order."""
+        modules = [m for m in self.model.get_submodule(path).modules() if m in self.first]
+        return [self.first[module] for module in sorted(modules, key=self.order.__getitem__)]
+
+    def is_live(self, module: nn.Module) -> bool:
+        """Whether the model's output is computed from that of a module which was called.
+
+        LLaVA runs the last block of its vision tower, and reads the block before.
+        """
+        call = self.first.get(module)
+        node = None if call is None or call.output is None else call.output.grad_fn
+        return node is None or not self.ancestry.live or node in self.ancestry.live
+
+    def repeats(self, module: nn.Module, block: str) -> bool:
+        """Whether a module of the block at the path ``block`` runs more often than the block."""
+        around = self.model.get_submodule(block)
+        return self._counts[module] > max(1, self._counts[around])
+
+    def runs_once(self, module: nn.Module) -> bool:
+        """Whether a module is called once in a forward."""
+        return self._counts[module] == 1
 
     def linear_calls(self, start: int = 0, stop: int | None = None) -> list[Call]:
         """The calls of linear layers among the calls ``start`` to ``stop``."""
-        return [call for call in self.calls[start:stop] if is_linear(call.module)]
+        return [call for call in self.calls[start:stop] if call.linear]
 
     def source(self, call: Call, enclosing: nn.Module | None = None) -> Source:
         """What ``call`` reads: the argument of ``enclosing`` that is the same tensor, or its own.
@@ -67,19 +123,13 @@ class RecordedModel:
         return self.first[self.model.get_submodule(source.path)].inputs[source.argument]
 
 
-def _blocks(model: PreTrainedModel) -> dict[nn.Module, str]:
-    """Path of the block around each module: the list element that runs as one layer."""
-    elements = [
-        f"{path}.{index}".lstrip(".")
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        for index in range(len(module))
-    ]
-    modules = dict(model.named_modules())
-    layers = [p for p in elements if isinstance(modules[p], GradientCheckpointingLayer)]
-    outermost = [p for p in elements if not any(p.startswith(f"{q}.") for q in elements)]
-    blocks: dict[nn.Module, str] = {}
-    for path in (*layers, *outermost):
-        for module in modules[path].modules():
-            blocks.setdefault(module, path)
-    return blocks
+def _has_graph(call: Call) -> bool:
+    return call.output is not None and call.output.requires_grad
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether a module is a list of modules, or runs modules of one class after each other."""
+    if not isinstance(module, nn.Sequential):
+        return isinstance(module, nn.ModuleList)
+    kinds = {type(child) for child in module.children()}
+    return len(kinds) == 1 and any(True for child in module for _ in child.children())

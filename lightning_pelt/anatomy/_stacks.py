@@ -1,11 +1,13 @@
-"""Stacks: the blocks that hold attentions, in network order, by the list that they are in."""
+"""Stacks: the lists of blocks by name, and the blocks by number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from lightning_pelt.anatomy._blocks import Blocks
 from lightning_pelt.anatomy._causality import is_causal
-from lightning_pelt.anatomy._projections import Attention
+from lightning_pelt.anatomy._projections import attention_role
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy.sites import Stack
 
@@ -17,24 +19,31 @@ class Position(NamedTuple):
     block: int
 
 
-def find_stacks(recorded: RecordedModel, blocks: dict[str, list[Attention]]) -> list[Stack]:
-    """The stacks of a model.
-
-    Args:
-        recorded: the model.
-        blocks: the attentions of each block by its path, in network order.
-    """
-    lists: dict[str, list[str]] = {}
-    for block in blocks:
-        lists.setdefault(block.rpartition(".")[0], []).append(block)
-    cross = {path for path, listed in lists.items() if len(blocks[listed[0]]) > 1}
+def find_stacks(recorded: RecordedModel, blocks: Blocks) -> list[Stack]:
+    """The stacks of a model, in the order in which they run."""
+    lists = blocks.lists
+    cross = {path for path, listed in lists.items() if _attends_twice(blocks, listed)}
     names = _names(list(lists), cross)
     stacks = []
     for path, listed in lists.items():
-        causal = any(is_causal(blocks[path][0]) for path in {listed[0], listed[-1]})
-        name = "decoder" if causal and len(lists) == 1 else names[path]
-        stacks.append(Stack(name, _caller(recorded, path), causal, tuple(listed)))
+        attentions = [
+            attention
+            for block in listed
+            for attention in blocks.attentions.get(block, ())
+            if attention_role(recorded, block, attention) == "attention"
+        ]
+        words = max(recorded.words, default=0)
+        ends = (attentions[0], attentions[-1]) if attentions else ()
+        # Without a known attention, a stack of words may be causal.
+        causal = any(is_causal(a, words=words) for a in ends) if ends else words > 0
+        known = causal and bool(attentions) and "encoder" not in path.split(".")
+        name = "decoder" if known and len(lists) == 1 else names[path]
+        stacks.append(Stack(name, _caller(recorded, listed), causal, tuple(listed)))
     return stacks
+
+
+def _attends_twice(blocks: Blocks, listed: Sequence[str]) -> bool:
+    return any(len(blocks.attentions.get(block, ())) > 1 for block in listed)
 
 
 def block_positions(stacks: list[Stack]) -> dict[str, Position]:
@@ -46,26 +55,60 @@ def block_positions(stacks: list[Stack]) -> dict[str, Position]:
     }
 
 
+GENERIC = {"model", "layers", "layer", "blocks", "block", "h", "transformer", "*"}
+SUFFIXES = ("_model", "_tower", "_encoder", "_transformer", "_backbone", "_layers")
+SYNONYMS = {"visual": "vision", "language": "text"}
+SIDES = ("encoder", "decoder")
+
+
 def _names(paths: list[str], cross: set[str]) -> dict[str, str]:
     """A short name for each list of blocks, no two the same.
 
-    With cross-attention (paths ``cross``) it is encoder or decoder, otherwise the first part of the
-    path in which the lists differ, or everything from there on.
+    With cross-attention (paths ``cross``) it is encoder or decoder. Otherwise it is the first part
+    of the path that tells something, and of lists that share it, the first that differs as well.
     """
     if len(paths) == 1:
         return {paths[0]: "encoder"}
     if len(paths) == 2 and len(cross) == 1:
         return {path: "decoder" if path in cross else "encoder" for path in paths}
-    parts = [path.split(".") for path in paths]
-    depth = next(i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1)
-    short = [part[depth].removesuffix("_model") for part in parts]
-    if len(set(short)) < len(short):
-        short = ["_".join(part[depth:]) for part in parts]
-    return dict(zip(paths, short, strict=True))
+    everything = {part for path in paths for part in path.split(".")}
+    telling = {path: _telling(path, everything) for path in paths}
+    common = set.intersection(*map(set, telling.values()))
+    for path, parts in telling.items():
+        telling[path] = [part for part in parts if part not in common] or parts[-1:]
+    names: dict[str, str] = {}
+    for path, parts in telling.items():
+        others = [o for p, o in telling.items() if p != path and o[:1] == parts[:1]]
+        further = [part for part in parts[1:] if not all(part in other for other in others)]
+        names[path] = "_".join((*parts[:1], *further[: 1 if others else 0]))
+    if len(set(names.values())) < len(names):
+        return {path: path.replace(".*", "").replace(".", "_") for path in paths}
+    return names
 
 
-def _caller(recorded: RecordedModel, path: str) -> str:
-    """Path of the nearest module around a list of blocks that is called itself."""
-    while path and recorded.model.get_submodule(path) not in recorded.first:
+def _telling(path: str, others: set[str]) -> list[str]:
+    """The parts of a path that tell a list from others; encoder and decoder come last.
+
+    Args:
+        path: of the list.
+        others: the parts of the paths of all lists: ``detr_encoder`` keeps its suffix beside
+            ``detr_decoder``.
+    """
+    parts = []
+    for part in path.split("."):
+        short = next((part.removesuffix(s) for s in SUFFIXES if part.endswith(s)), part)
+        short = part if f"{short}_decoder" in others else short
+        parts.append(SYNONYMS.get(short, short))
+    telling = [part for part in dict.fromkeys(parts) if part not in (*GENERIC, *SIDES)]
+    return [*telling, *(part for part in parts if part in SIDES)] or parts[-1:]
+
+
+def _caller(recorded: RecordedModel, listed: Sequence[str]) -> str:
+    """Path of the innermost module that is called and runs all blocks of a stack."""
+    path = listed[0].rpartition(".")[0]
+    while path:
+        called = recorded.model.get_submodule(path) in recorded.first
+        if called and all(block.startswith(f"{path}.") for block in listed):
+            break
         path = path.rpartition(".")[0]
     return path

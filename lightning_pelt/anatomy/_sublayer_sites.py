@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from lightning_pelt.anatomy._feed_forward import find_feed_forward
 from lightning_pelt.anatomy._norms import find_post_norm
-from lightning_pelt.anatomy._projections import Attention
+from lightning_pelt.anatomy._projections import Attention, Channels, attention_role
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._stacks import Position
-from lightning_pelt.anatomy.leaf_names import Channels
-from lightning_pelt.anatomy.recording import Call, widths
+from lightning_pelt.anatomy.calls import Call, widths
 from lightning_pelt.anatomy.sites import AttentionHeads, PostNorm, Site, Source
 
 
 class SublayerSites:
-    """Collects the sites of one block's sublayers in :attr:`sites`, in network order."""
+    """Collects the sites of one block's sublayers in :attr:`sites`, in network order.
 
-    def __init__(self, recorded: RecordedModel, position: Position) -> None:
-        self.recorded, self.position = recorded, position
+    Args:
+        recorded: the model.
+        path: of the block.
+        position: of the block.
+        width: of the residual stream in the block.
+    """
+
+    def __init__(self, recorded: RecordedModel, path: str, position: Position, width: int) -> None:
+        self.recorded, self.path, self.position, self.width = recorded, path, position, width
         self.sites: list[Site] = []
 
     def add_attention(self, attention: Attention) -> None:
         """Sites of the projections, of the whole attention, and of its output projection."""
-        width, role = self._width(attention), _attention_role(attention)
+        role = self._free(attention_role(self.recorded, self.path, attention))
+        whole = self.recorded.first[attention.module]
         for name, (call, channels) in attention.projections.items():
             self._add(f"{role}.{name}", call, enclosing=attention.module, channels=channels)
-        source = next(s.source for s in reversed(self.sites) if s.role == f"{role}.query")
-        whole, shape = self.recorded.first[attention.module], (source.width, width)
+        query = next((s.source for s in self.sites if s.role == f"{role}.query"), None)
+        source = query or self.recorded.source(whole)
+        shape = (source.width, self.width)
         self._add(role, whole, source=source, shape=shape, heads=attention.heads)
         if attention.output is not None:
-            post_norm = find_post_norm(self.recorded, attention.output, source)
+            post_norm = find_post_norm(self.recorded, self.path, attention.output, source)
             self._add(
                 f"{role}.output",
                 attention.output,
@@ -37,28 +48,25 @@ class SublayerSites:
                 post_norm=post_norm,
             )
 
-    def add_feed_forward(self, attention: Attention) -> None:
-        """Sites of the feed-forward after the block's last attention."""
-        width = self._width(attention)
-        own = set(attention.module.modules())
-        calls = [
-            c for c in attention.following if c is not attention.output and c.module not in own
-        ]
-        outs = [call for call in calls if widths(call.module)[1] == width]
-        experts = self._mixture_of_experts(attention, width)
-        if experts is not None:
-            source = self.recorded.source(experts)
-            self._add("ffn", experts, source=source, shape=(width, width))
-        elif outs:
-            last = outs[-1]
-            ins = [c for c in calls if widths(c.module)[0] == width and c is not last]
-            for count, call in enumerate(ins):
-                enclosing = ins[0].module if count else None
-                self._add(f"ffn.in_{count + 1}" if count else "ffn.in", call, enclosing=enclosing)
-            self._add("ffn.out", last)
-            source = self.sites[-2 if ins else -1].source
-            post_norm = find_post_norm(self.recorded, last, source)
-            self._add("ffn", last, source=source, shape=(width, width), post_norm=post_norm)
+    def add_feed_forward(self, attentions: Sequence[Attention]) -> None:
+        """Sites of the feed-forward of the block, whose attentions are ``attentions``."""
+        found = find_feed_forward(self.recorded, self.path, attentions, self.width)
+        if found is None:
+            return
+        first, shape = None, (self.width, self.width)
+        for count, call in enumerate(found.inputs):
+            self._add(f"ffn.in_{count + 1}" if count else "ffn.in", call, enclosing=first)
+            first = first or call.module
+        source = self.sites[-1].source if found.inputs else self.recorded.source(found.output)
+        if found.last is not None:
+            self._add("ffn.out", found.last)
+        post_norm = find_post_norm(self.recorded, self.path, found.output, source)
+        self._add("ffn", found.output, source=source, shape=shape, post_norm=post_norm)
+
+    def _free(self, role: str) -> str:
+        """``role``, or with a number if the block has one of that kind."""
+        taken = sum(site.role == role or site.kind == role for site in self.sites)
+        return f"{role}_{taken + 1}" if taken else role
 
     def _add(
         self,
@@ -87,29 +95,6 @@ class SublayerSites:
             channels=channels,
             heads=heads,
             post_norm=post_norm,
-            repeated=source.path != path and self.recorded.repeats(call.module),
+            repeated=source.path != path and self.recorded.repeats(call.module, self.path),
         )
         self.sites.append(site)
-
-    def _width(self, attention: Attention) -> int:
-        """Width of the residual stream."""
-        if attention.output is None:
-            return self.recorded.model.config.hidden_size
-        return widths(attention.output.module)[1]
-
-    def _mixture_of_experts(self, attention: Attention, width: int) -> Call | None:
-        """The call of the block's child that holds stacked expert weights."""
-        block = self.recorded.model.get_submodule(self.recorded.block_of[attention.module])
-        for child in block.children():
-            call = self.recorded.first.get(child)
-            experts = any(parameter.dim() == 3 for parameter in child.parameters())
-            if experts and call is not None and call.output is not None:
-                return call if call.output.shape[-1] == width else None
-        return None
-
-
-def _attention_role(attention: Attention) -> str:
-    """``cross_attention`` if the projections read different numbers of tokens."""
-    inputs = [next(iter(call.inputs.values())) for call, _ in attention.projections.values()]
-    tokens = {tensor[..., 0].numel() for tensor in inputs}
-    return "cross_attention" if len(tokens) > 1 else "attention"

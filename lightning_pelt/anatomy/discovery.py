@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
+from lightning_pelt.anatomy._blocks import Blocks, find_blocks, idle_lists
+from lightning_pelt.anatomy._feed_forward import width_of
 from lightning_pelt.anatomy._layer_sites import block_sites, norm_and_outer_sites
 from lightning_pelt.anatomy._projections import Attention, find_attentions
 from lightning_pelt.anatomy._recorded_model import RecordedModel
+from lightning_pelt.anatomy._residuals import find_residuals
 from lightning_pelt.anatomy._stacks import Position, block_positions, find_stacks
 from lightning_pelt.anatomy._sublayer_sites import SublayerSites
+from lightning_pelt.anatomy.calls import widths
 from lightning_pelt.anatomy.dummy_inputs import base_of
-from lightning_pelt.anatomy.sites import Anatomy, MaskArgument, Site
+from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, MaskArgument, Site, Stack
 
 
 @torch.enable_grad()
@@ -42,49 +46,72 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
     """
     recorded = RecordedModel(model, inputs)
-    blocks: dict[str, list[Attention]] = {}
-    for attention in find_attentions(recorded):
-        blocks.setdefault(recorded.block_of[attention.module], []).append(attention)
-    if not blocks:
+    blocks = find_blocks(recorded, find_attentions(recorded))
+    if not blocks.lists:
         raise ValueError(
             f"no attention found in {type(model).__name__}: it neither uses transformers' "
-            "attention interface nor has projections of a known name. Give a model whose blocks "
-            "are transformer layers, or attach to the transformer inside it."
+            "attention interface nor has a softmax over products of linear layers. Give a model "
+            "whose blocks are transformer layers, or attach to the transformer inside it."
         )
     stacks = find_stacks(recorded, blocks)
     positions = block_positions(stacks)
-    sublayers = _sublayer_sites(recorded, blocks, positions)
+    sublayers = _sublayer_sites(recorded, blocks, stacks)
     sites = [
         *sublayers,
-        *norm_and_outer_sites(recorded, positions),
+        *norm_and_outer_sites(recorded, blocks, positions),
         *block_sites(recorded, positions),
     ]
     masks, unread = _masks(recorded, sublayers)
     return Anatomy(
         model_type=model.config.model_type,
-        width=next(site.d_out for site in sites if site.role.endswith("attention")),
+        width=next(site.d_out for site in sublayers if site.kind in SUBLAYERS),
         stacks=tuple(stacks),
         sites=tuple(sites),
         masks=masks,
         unread=unread,
+        time_first=frozenset(s.stack for s in sublayers if _is_time_first(recorded, s)),
+        idle=idle_lists(recorded),
         parameters=_backbone_size(model),
     )
 
 
-def _sublayer_sites(
-    recorded: RecordedModel, blocks: dict[str, list[Attention]], positions: dict[str, Position]
-) -> list[Site]:
+def _sublayer_sites(recorded: RecordedModel, blocks: Blocks, stacks: list[Stack]) -> list[Site]:
     """The sites of all blocks' sublayers, stack by stack."""
     sites: list[Site] = []
-    for path, position in positions.items():
-        block = SublayerSites(recorded, position)
-        for attention in blocks[path]:
-            block.add_attention(attention)
-        block.add_feed_forward(blocks[path][-1])
-        sites += block.sites
+    for stack in stacks:
+        known = {_width_of_attention(blocks.attentions.get(path, [])) for path in stack.blocks}
+        known.discard(None)
+        for number, path in enumerate(stack.blocks):
+            attentions = blocks.attentions.get(path, [])
+            width = _width_of_attention(attentions) or (
+                # A block may return several streams side by side (hyper-connections).
+                next(iter(known)) if len(known) == 1 else width_of(recorded, path)
+            )
+            live = recorded.is_live(recorded.model.get_submodule(path))
+            if width is None or not live:  # not called, or returns no sequence, or nothing reads it
+                continue
+            block = SublayerSites(recorded, path, Position(stack.name, number), width)
+            for attention in attentions:
+                block.add_attention(attention)
+            block.add_feed_forward(attentions)
+            sites += _with_residuals(recorded, path, block.sites)
     # The first block of a pre-norm stack looks post-norm if its embeddings are normalised.
     pre_norm = {(site.stack, site.role) for site in sites if site.post_norm is None}
     return [replace(s, post_norm=None) if (s.stack, s.role) in pre_norm else s for s in sites]
+
+
+def _with_residuals(recorded: RecordedModel, path: str, sites: list[Site]) -> list[Site]:
+    """The sites of a block, with the residuals of its sublayers."""
+    last = [s for s in sites if s.kind == "ffn" or s.kind.endswith("attention.output")]
+    outputs = [recorded.first[recorded.model.get_submodule(site.path)] for site in last]
+    residuals = dict(zip(last, find_residuals(recorded, path, outputs), strict=True))
+    return [replace(site, residual=residuals.get(site)) for site in sites]
+
+
+def _width_of_attention(attentions: list[Attention]) -> int | None:
+    """Width of what the attentions of a block add to the residual stream; None if not known."""
+    output = next((a.output for a in attentions if a.output is not None), None)
+    return None if output is None else widths(output.module)[1]
 
 
 def _masks(
@@ -96,7 +123,7 @@ def _masks(
     """
     masks, unread = {}, set()
     for site in sites:
-        if site.role not in ("attention", "cross_attention") or site.block is None:
+        if site.kind not in ("attention", "cross_attention") or site.block is None:
             continue
         read = recorded.tensor(site.source)
         windows = read.dim() == 3 and len(read) != recorded.batch
@@ -106,6 +133,12 @@ def _masks(
         elif not windows and read.dim() == 3 and read.shape[1] in recorded.words:
             unread.add(site.stack)
     return masks, frozenset(unread)
+
+
+def _is_time_first(recorded: RecordedModel, site: Site) -> bool:
+    """Whether a site reads (T, B, d). Windows of an image, which hold many tokens, are rows."""
+    shape = recorded.tensor(site.source).shape
+    return len(shape) == 3 and shape[0] != recorded.batch == shape[1]
 
 
 def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:

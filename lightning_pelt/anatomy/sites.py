@@ -11,7 +11,8 @@ from functools import cache
 from lightning_pelt.utils.errors import unknown
 
 OUTPUT = "(output)"  # as Source.argument: the module's output
-NOT_LINEAR = ("attention", "cross_attention", "ffn", "norm", "block", "prompt")
+SUBLAYERS = ("attention", "cross_attention", "ffn")
+NOT_LINEAR = (*SUBLAYERS, "norm", "block", "prompt")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,27 @@ class PostNorm:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """What a block adds to the output ``f`` of a sublayer: the residual stream.
+
+    Args:
+        output: path of the module that returns ``f``: the sublayer's last module, or the dropout
+            after it.
+        source: the tensor, before any norm of the sublayer.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_llama
+        >>> site = examine(tiny_llama()).select("ffn")[0]
+        >>> site.source.path, site.residual.source.path
+        ('model.layers.0.mlp.gate_proj', 'model.layers.0.post_attention_layernorm')
+    """
+
+    output: str
+    source: Source
+
+
+@dataclass(frozen=True)
 class AttentionHeads:
     """Shapes of the keys and values that an attention module passes to the attention function.
 
@@ -115,7 +137,8 @@ class Site:
         role: in each block ``attention.query|key|value|output``, ``attention``, ``ffn.in|out``,
             ``ffn`` and ``norm``, ``cross_attention`` and ``cross_attention.*`` for the attention
             of a decoder over the encoder, and ``block`` for the block's output, which is the
-            residual stream. Outside the blocks ``linear`` and ``norm``.
+            residual stream. Second ones of a block have a number: ``attention_2``. Outside the
+            blocks ``linear`` and ``norm``.
         stack: name of the stack.
         block: number of the block in the stack; None outside the blocks.
         path: path of the module to hook, from the model's root.
@@ -125,6 +148,8 @@ class Site:
         channels: output channels of a fused projection that belong to the site; None is all.
         heads: only of attentions on transformers' attention interface.
         post_norm: only of the last site of a post-norm sublayer.
+        residual: only of the last site of a sublayer to whose output the block adds the residual
+            stream as it is, without a norm or a factor before the sum.
         repeated: whether the module also runs on other tensors than ``source`` in one forward.
 
     Example:
@@ -147,12 +172,22 @@ class Site:
     channels: tuple[int, ...] | None = None
     heads: AttentionHeads | None = None
     post_norm: PostNorm | None = None
+    residual: Residual | None = None
     repeated: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The role without the number of a second one in the block.
+
+        ``ffn.in_2`` of a gated feed-forward is ``ffn.in``, and ``attention_2.query`` of a block
+        with two attentions is ``attention.query``.
+        """
+        return _kind(self.role)
 
     @property
     def is_linear(self) -> bool:
         """Whether the module at ``path`` is a linear layer."""
-        return self.role not in NOT_LINEAR
+        return self.kind not in NOT_LINEAR
 
     @property
     def label(self) -> str:
@@ -164,9 +199,14 @@ class Site:
         return _matches(self.role, pattern)
 
 
+@cache
+def _kind(role: str) -> str:
+    return re.sub(r"_\d+(?=\.|$)", "", role)
+
+
 @cache  # a search of the design space asks a million times
 def _matches(role: str, pattern: str) -> bool:
-    group = re.sub(r"_\d+$", "", role)  # ffn.in_2, of a gated feed-forward, is ffn.in
+    group = _kind(role)
     last = group.rsplit(".", 1)[-1] if "attention." in group else group
     return pattern in (group, last, role) or fnmatchcase(group, pattern)
 
@@ -206,6 +246,8 @@ class Anatomy:
         sites: in network order.
         masks: by stack, block, and ``attention`` or ``cross_attention``.
         unread: names of the stacks over words whose attentions take no mask of a known name.
+        time_first: names of the stacks in which some sites read (T, B, d), as in Longformer.
+        idle: paths of lists of layers that did not run on the inputs, with ``*`` for numbers.
         parameters: size of the backbone: tied parameters count once, a new head does not count.
 
     Example:
@@ -224,6 +266,8 @@ class Anatomy:
     sites: tuple[Site, ...]
     masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
+    time_first: frozenset[str] = frozenset()
+    idle: tuple[str, ...] = ()
     parameters: int = 0
 
     @property

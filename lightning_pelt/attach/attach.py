@@ -11,21 +11,31 @@ from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import examine
 from lightning_pelt.attach import state_dict_hooks
-from lightning_pelt.attach.attachment import ATTACHMENT, NORM, Attachment, find_attachment
+from lightning_pelt.attach.attachment import (
+    ATTACHMENT,
+    NORM,
+    Attachment,
+    find_attachment,
+    models_in,
+)
 from lightning_pelt.attach.base_samples import BaseSamples
 from lightning_pelt.attach.builder import CHILD, Builder, MethodCount
 from lightning_pelt.attach.fingerprint import fingerprint
-from lightning_pelt.attach.freezing import freeze, head_names, inside, named_tensors
+from lightning_pelt.attach.freezing import freeze, head_names, named_tensors
 from lightning_pelt.attach.half_precision import keep_in_fp32
 from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.attach.saving import SavePretrained
+from lightning_pelt.attach.surroundings import surround
 from lightning_pelt.attach.trial import build_and_try
+from lightning_pelt.plans.left_out import log_left_out
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.plans.require import require_plan
 
 
 def find_model(module: nn.Module, path: str | None = None) -> PreTrainedModel:
     """The outermost Hugging Face model inside ``module``, or the one at ``path``.
+
+    An attached model stands for the one around it.
 
     Raises:
         ValueError: ``module`` is not a module, there is no such model, or there are several and
@@ -36,16 +46,15 @@ def find_model(module: nn.Module, path: str | None = None) -> PreTrainedModel:
             f"model is {module!r}, expected a Hugging Face model or a module that holds one: load "
             "it first, e.g. AutoModelForSequenceClassification.from_pretrained(name)"
         )
-    models = {n: m for n, m in module.named_modules() if isinstance(m, PreTrainedModel)}
-    outermost = [n for n in models if not any(n != o and inside(n, o) for o in models)]
+    outermost = models_in(module)
     listed = ", ".join(name or "(the module itself)" for name in outermost) or "none"
     if path is not None:
         wanted = plain(f"{path}.")
-        for name, model in models.items():
-            if plain(f"{name}.") == wanted:  # compiled or not
+        for name, model in module.named_modules():
+            if isinstance(model, PreTrainedModel) and plain(f"{name}.") == wanted:  # compiled too
                 return model
         raise ValueError(f"there is no Hugging Face model at {path!r}: there is {listed}")
-    if not models:
+    if not outermost:
         raise ValueError(
             f"{type(module).__name__} holds no Hugging Face model (transformers.PreTrainedModel): "
             "assign one to an attribute in __init__, setup or configure_model. A list or a dict of "
@@ -54,9 +63,9 @@ def find_model(module: nn.Module, path: str | None = None) -> PreTrainedModel:
     if len(outermost) != 1:
         raise ValueError(
             f"{type(module).__name__} holds {len(outermost)} Hugging Face models ({listed}), and "
-            f"one is needed: name it, e.g. PELTCallback(plan, path={outermost[0]!r})"
+            f"one is needed: name it, e.g. PELTCallback(plan, path={next(iter(outermost))!r})"
         )
-    return models[outermost[0]]
+    return next(iter(outermost.values()))
 
 
 def attach(
@@ -79,7 +88,8 @@ def attach(
         plan: what goes where.
         seed: of the new weights. The global random state does not change, and all processes of a
             run get the same weights.
-        path: of the model inside ``model``, if there are several.
+        path: of the model inside ``model``, if there are several. A Hugging Face model around it,
+            such as that of a vision-language model, is frozen too, except its new head.
         head: paths of modules of the Hugging Face model that are trained as its head. By default
             everything outside the base, except a pretrained vocabulary projection, and everything
             that came from no pretrained file.
@@ -106,6 +116,7 @@ def attach(
         if attached.plan == plan:
             _refuse_other_head(attached, head)
             _match_names_in(outer, attached)
+            surround(outer, attached)
             return attached
         raise ValueError(
             f"the model has another plan already: {attached.plan}, expected {plan}. Call "
@@ -113,6 +124,7 @@ def attach(
         )
     attachment = _attach(model, plan, seed=seed, head=head, example_inputs=example_inputs)
     _match_names_in(outer, attachment)
+    surround(outer, attachment)
     return attachment
 
 
@@ -127,6 +139,7 @@ def _attach(
     """:func:`attach` for a model without a plan."""
     anatomy = examine(model, example_inputs)
     placed = plan.place(anatomy)
+    log_left_out(plan, anatomy, placed)
     frozen = freeze(model, plan, anatomy, head)
     base = frozenset() if plan.train_base else frozenset(_names(model)) - frozen.saved
     tensors = {name: t for name, t in named_tensors(model).items() if name in base}
@@ -152,7 +165,7 @@ def _attach(
         base=base,
         frozen=frozen,
         undo=built.undo,
-        fingerprint=fingerprint(model.config, tensors),
+        recorded=fingerprint(model.config, tensors),
     )
     _install(attachment)
     return attachment

@@ -5,18 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.attach.builder import MethodCount
-from lightning_pelt.attach.freezing import Frozen, named_parameters, named_tensors
+from lightning_pelt.attach.fingerprint import follow
+from lightning_pelt.attach.freezing import Frozen, inside, named_parameters, named_tensors
 from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.plans.plan import Plan
+
+if TYPE_CHECKING:
+    from lightning_pelt.attach.surroundings import Surroundings
 
 NORM = "norm"  # the name under which trained norms of the base are counted and grouped
 ATTACHMENT = "pelt_attachment"  # the attribute of a model that refers to its attachment
@@ -38,7 +42,9 @@ class Attachment:
         base: state-dict names of the frozen base.
         frozen: what was frozen, and how it was before.
         undo: what takes hooks and submodules off.
-        fingerprint: of the frozen base, see :mod:`lightning_pelt.attach.fingerprint`.
+        recorded: the fingerprint of the frozen base when the plan was attached.
+        surroundings: the pretrained model around this one, which is frozen too; None if there is
+            none, or if it was not given to ``attach``.
 
     Example:
         >>> from lightning_pelt import LoRA, Plan, attach
@@ -58,7 +64,14 @@ class Attachment:
     base: frozenset[str]
     frozen: Frozen
     undo: list[Removable]
-    fingerprint: dict[str, Any]
+    recorded: dict[str, Any]
+    surroundings: Surroundings | None = None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the frozen base, see :mod:`lightning_pelt.attach.fingerprint`."""
+        tensors, size = named_tensors(self.model), self.anatomy.parameters
+        return follow(self.recorded, self.model.config, tensors, size)
 
     @property
     def owned(self) -> frozenset[str]:
@@ -75,7 +88,8 @@ class Attachment:
         tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.base}
         unfrozen = {name for name, tensor in tensors.items() if tensor.requires_grad}
         loaded = self.frozen.values_before.keys() & self.base
-        return frozenset(unfrozen | loaded | self.frozen.samples.changed(tensors))
+        samples = self.frozen.samples
+        return frozenset(unfrozen | loaded | samples.changed(tensors) | samples.resized(tensors))
 
     def remember(self, names: Iterable[str]) -> None:
         """Record tensors of the base that are about to change; ``detach`` restores them."""
@@ -98,8 +112,9 @@ class Attachment:
 
     @property
     def backbone_size(self) -> int:
-        """Number of parameters of the base."""
-        return self.frozen.backbone_size
+        """Number of parameters of the base, and of the pretrained model around it."""
+        around = 0 if self.surroundings is None else self.surroundings.size
+        return self.frozen.backbone_size + around
 
     @property
     def all_submodules(self) -> list[Submodule]:
@@ -142,9 +157,11 @@ class Attachment:
         for path, module in self.model.named_modules():
             if any(plain(f"{path}.{name}") in self.head for name in module._parameters):
                 module.train()
+        if self.surroundings is not None:
+            self.surroundings.train_head()
 
     def detach(self, *, keep_norms: bool = False) -> None:
-        """Remove hooks and submodules, and unfreeze the base.
+        """Remove hooks and submodules, and unfreeze the base and the model around it.
 
         Args:
             keep_norms: leave trained norms as they are, rather than restore them.
@@ -154,6 +171,8 @@ class Attachment:
         for change in self.undo:
             change.remove()
         self.frozen.restore(self.model, values=not keep_norms)
+        if self.surroundings is not None:
+            self.surroundings.remove(self)
 
     def _warn_of_changes(self) -> None:
         """Name what was unfrozen and trained after attaching: its first values are not known."""
@@ -188,6 +207,18 @@ def attachment_of(model: nn.Module) -> Attachment:
 def find_attachment(module: nn.Module) -> Attachment | None:
     """The attachment of the first model inside ``module`` that has one."""
     return next(iter(find_attachments(module).values()), None)
+
+
+def models_in(module: nn.Module) -> dict[str, PreTrainedModel]:
+    """The outermost Hugging Face models inside ``module``, by their paths.
+
+    Attached models inside one of them stand for it.
+    """
+    models = {n: m for n, m in module.named_modules() if isinstance(m, PreTrainedModel)}
+    outermost = [n for n in models if not any(n != o and inside(n, o) for o in models)]
+    attached = [n for n in models if ATTACHMENT in models[n].__dict__]
+    chosen = [[n for n in attached if n == o or inside(n, o)] or [o] for o in outermost]
+    return {name: models[name] for names in chosen for name in names}
 
 
 def find_attachments(module: nn.Module) -> dict[str, Attachment]:

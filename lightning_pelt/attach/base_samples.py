@@ -30,16 +30,36 @@ class BaseSamples:
     def of(cls, tensors: Mapping[str, Tensor]) -> BaseSamples:
         """Samples of those tensors that are neither quantised nor sharded."""
         usable = {name: tensor for name, tensor in tensors.items() if _is_usable(tensor)}
-        return cls(_read(usable), {name: tensor.shape for name, tensor in usable.items()})
+        shapes = {name: tensor.shape for name, tensor in usable.items()}
+        return cls(_read(usable, shapes), shapes)
 
     def changed(self, tensors: Mapping[str, Tensor]) -> set[str]:
-        """Names of the tensors with other values or another shape. Rounding is not a change."""
-        usable = {n: t for n, t in tensors.items() if n in self.values and _is_usable(t)}
-        same = {n: t for n, t in usable.items() if t.shape == self.shapes[n]}
+        """Names of the tensors with other values, or with another shape than by resized rows.
+
+        Rounding is not a change. Of resized tensors, the rows that there were count.
+        """
+        usable = self._usable(tensors)
+        same = {n: t for n, t in usable.items() if _row(t.shape) == _row(self.shapes[n])}
+        now = _read(same, self.shapes)
+        kinds = {n: t.dtype for n, t in usable.items()}
+        moved = {n for n in now if not _equal(now[n], self.values[n][: len(now[n])], kinds[n])}
+        return moved | usable.keys() - same.keys()
+
+    def resized(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Names of the tensors with more or fewer rows, as by ``resize_token_embeddings``."""
+        return {
+            name
+            for name, tensor in self._usable(tensors).items()
+            if tensor.shape != self.shapes[name] and _row(tensor.shape) == _row(self.shapes[name])
+        }
+
+    def _usable(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # A shard of a data-parallel strategy has another number of dimensions.
-        resized = {n for n, t in usable.items() if n not in same and t.dim() == len(self.shapes[n])}
-        now = _read(same)
-        return resized | {n for n in now if not _equal(now[n], self.values[n], same[n].dtype)}
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in self.values and _is_usable(tensor) and tensor.dim() == len(self.shapes[name])
+        }
 
 
 def _is_usable(tensor: Tensor) -> bool:
@@ -47,18 +67,30 @@ def _is_usable(tensor: Tensor) -> bool:
     return plain and tensor.numel() > 0 and not tensor.is_complex()
 
 
-def _read(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Samples on the CPU, with one transfer per device."""
+def _row(shape: torch.Size) -> tuple[int, ...]:
+    """Shape of a row; BART's bias of (1, V) has V rows."""
+    first = next((i for i, size in enumerate(shape) if size > 1), len(shape) - 1)
+    return tuple(shape[first + 1 :])
+
+
+def _read(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Samples on the CPU, with one transfer per device, at places that follow from ``shapes``."""
     found: dict[str, Tensor] = {}
     for device in {tensor.device for tensor in tensors.values()}:
-        here = {n: _spread(t.detach()) for n, t in tensors.items() if t.device == device}
+        here = {
+            name: _spread(tensor.detach(), shapes[name])
+            for name, tensor in tensors.items()
+            if tensor.device == device
+        }
         values = torch.cat(list(here.values())).cpu()
         found |= dict(zip(here, values.split([len(v) for v in here.values()]), strict=True))
     return found
 
 
-def _spread(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1)[:: max(1, tensor.numel() // VALUES)][:VALUES].float()
+def _spread(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Values at places of a tensor of ``shape``; fewer if ``tensor`` has fewer rows."""
+    total = shape.numel()
+    return tensor.reshape(-1)[:total][:: max(1, total // VALUES)][:VALUES].float()
 
 
 def _equal(now: Tensor, before: Tensor, dtype: torch.dtype) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_pelt.attach.attachment import Attachment, find_attachments
+from lightning_pelt.attach.attachment import Attachment, find_attachments, models_in
 from lightning_pelt.attach.freezing import inside
 from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.attach.tensor_checks import refuse_unfit
@@ -112,14 +112,8 @@ def load_beside(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _models(module: nn.Module) -> dict[str, PreTrainedModel]:
-    """The outermost Hugging Face models by their paths, without the parts of wrappers."""
-    found: dict[str, PreTrainedModel] = {}
-    for path, child in module.named_modules():
-        if isinstance(child, PreTrainedModel):
-            path = plain(f"{path}.").rstrip(".")
-            if not any(inside(path, other) for other in found):
-                found[path] = child
-    return found
+    """The Hugging Face models by their paths, without the parts of wrappers."""
+    return {plain(f"{path}.").rstrip("."): model for path, model in models_in(module).items()}
 
 
 def _outside(module: nn.Module, models: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -107,9 +107,9 @@ def freeze(
         frozen.backbone_size += 0 if in_head else parameter.numel()
     if plan.train_base:
         return frozen
-    statistics = _moving_statistics(model)
+    statistics = moving_statistics(model)
     rows = _new_rows(model, frozen.head)
-    frozen.kept = (new - frozen.head) | statistics | _head_buffers(model, frozen.head) | rows
+    frozen.kept = (new - frozen.head) | statistics | head_buffers(model, frozen.head) | rows
     frozen.particular = ((frozen.head | new) - default) | rows
     frozen.remember(model, statistics)
     if plan.norms:
@@ -157,7 +157,7 @@ def _train_norms(model: PreTrainedModel, anatomy: Anatomy, frozen: Frozen) -> No
     frozen.remember(model, norms)
 
 
-def _moving_statistics(model: nn.Module) -> frozenset[str]:
+def moving_statistics(model: nn.Module) -> frozenset[str]:
     """Names of the buffers that batch and instance norms change in training."""
     return frozenset(
         plain(f"{path}.{name}" if path else name)
@@ -167,7 +167,7 @@ def _moving_statistics(model: nn.Module) -> frozenset[str]:
     )
 
 
-def _head_buffers(model: nn.Module, head: frozenset[str]) -> frozenset[str]:
+def head_buffers(model: nn.Module, head: frozenset[str]) -> frozenset[str]:
     """Names of the persistent buffers of the modules that hold parameters of the head."""
     paths = {name.rpartition(".")[0] for name in head}
     return frozenset(

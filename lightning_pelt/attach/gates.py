@@ -106,10 +106,17 @@ class _Maker:
     def _pool(self, gate: Gate, site: Site) -> Pool:
         if site.role in ("norm", "linear"):  # may run before the block's mask is known
             return "token"
+        anatomy = self.anatomy
+        if gate.pool in ("masked", "all") and site.stack in anatomy.time_first:
+            raise ValueError(
+                f"a gate with pool={gate.pool!r} cannot sit at {site.path}: the {site.stack} of "
+                f"{anatomy.model_type} computes on (T, B, d), and a gate pools over the second "
+                "dimension. Use Gate(pool='token')"
+            )
         if gate.pool != "auto":
             return gate.pool
-        unsafe = self.anatomy.stack(site.stack).causal or site.stack in self.anatomy.unread
-        return "token" if unsafe else "masked"
+        unsafe = anatomy.stack(site.stack).causal or site.stack in anatomy.unread
+        return "token" if unsafe or site.stack in anatomy.time_first else "masked"
 
     def _layer(self, reading: Reading, members: list[Gated]) -> GateLayer:
         method, site = members[0].method, members[0].sites[0]

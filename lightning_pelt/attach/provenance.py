@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.attach.names import plain
+from lightning_pelt.utils.text_config import text_config
 
 # from_pretrained marks the parameters that it has loaded, and then the modules of the model.
 LOADED = "_is_hf_initialized"
@@ -47,13 +48,13 @@ def resized_embeddings(model: PreTrainedModel) -> dict[str, int]:
     source = model.name_or_path
     if not source or not any(_loaded(parameter) for parameter in model.parameters()):
         return {}
-    now = model.config.get_text_config()
+    now = text_config(model.config)
     rows = getattr(now, "vocab_size", None)
     try:
         saved = type(model.config).from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):
         return {}
-    before = getattr(saved.get_text_config(), "vocab_size", None)
+    before = getattr(text_config(saved), "vocab_size", None)
     if rows is None or before is None or rows <= before:
         return {}
     layers = (model.get_input_embeddings(), model.get_output_embeddings())

@@ -30,7 +30,8 @@ def refuse_unfit(given: Mapping[str, Any], here: Mapping[str, Tensor]) -> None:
         if own.shape != tensor.shape:
             raise RuntimeError(
                 f"size mismatch: {name} is {tuple(tensor.shape)} there and {tuple(own.shape)} "
-                "here; the backbone, the head (number of labels) or options of the plan differ"
+                "here; the backbone, the head (number of labels), the vocabulary "
+                "(resize_token_embeddings) or options of the plan differ"
             )
         floats = own.is_floating_point() and tensor.dtype in FLOATS
         if not floats and own.dtype != tensor.dtype:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import tried_inputs, undisturbed
+from lightning_pelt.anatomy.dummy_inputs import rows_of
 from lightning_pelt.attach.builder import CHILD, Built
 
 
@@ -53,11 +54,10 @@ def build_and_try(
 def _error(runner: PreTrainedModel, inputs: dict[str, Any], built: Built) -> Exception | None:
     """The error of a forward; None if there is none, or nothing was built."""
     submodules = [module for modules in built.submodules.values() for module in modules]
-    rows = len(next(iter(inputs.values())))
     try:
         with torch.no_grad(), undisturbed(runner), ExitStack() as context:
             for submodule in submodules:
-                context.enter_context(submodule.trial(rows))
+                context.enter_context(submodule.trial(rows_of(inputs)))
             runner(**inputs)
     except Exception as error:
         return error

@@ -13,9 +13,11 @@ from lightning_pelt.attach.freezing import inside
 def tell_left_alone(module: LightningModule) -> None:
     """Name the models of ``module`` that no plan is attached to; warn of those that train."""
     attached = find_attachments(module)
+    outer = [a.surroundings.outer for a in attached.values() if a.surroundings is not None]
+    frozen = {inner for model in outer for inner in model.modules()}
     left: dict[str, PreTrainedModel] = {}
     for name, model in module.named_modules():
-        if not isinstance(model, PreTrainedModel):
+        if not isinstance(model, PreTrainedModel) or model in frozen:
             continue
         holds_attached = any(inside(path, name) or path == name for path in attached)
         if not holds_attached and not any(inside(name, path) for path in [*attached, *left]):

@@ -16,6 +16,25 @@ def first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return change(output)
 
 
+def linear_output(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to the output of a linear layer or a norm.
+
+    Those of I-BERT return it with a scaling factor, which is None in floating point.
+
+    Raises:
+        ValueError: the layer computes in integers, of which the change gives no multiples.
+    """
+    if isinstance(output, Tensor):
+        return change(output)
+    values, *factors = output
+    if any(factor is not None for factor in factors):
+        raise ValueError(
+            "the layer computes in integers, which an update does not: tune the model in floating "
+            "point (quant_mode=False in its configuration), and quantize it afterwards"
+        )
+    return (change(values), *factors)
+
+
 def first_tensor(output: Any) -> Tensor:
     """A module's output, or the first element of its output tuple."""
     return output[0] if isinstance(output, tuple) else output

@@ -1,133 +1,131 @@
-"""Prefixes inside transformers' attention interface.
+"""Attention with a prefix: learned keys and values in front of the real ones.
 
-Every attention module gets its attention function from ``AttentionInterface.get_interface``. That
-method is wrapped once per process. Modules without a prefix call the function unchanged. For
-modules with one, the prefix is prepended to keys and values after position embeddings and cache.
-The configured implementation keeps its name, real tokens keep their positions, the cache holds only
-real tokens, and activation checkpointing recomputes the prefix like any other computation.
+The prefix is prepended after position embeddings and cache, so that real tokens keep their
+positions and the cache holds only real tokens. The configured attention function computes the
+result. Activation checkpointing recomputes the prefix like any other computation.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_utils import AttentionInterface
 
 from lightning_pelt.anatomy.attention_mask import once
-from lightning_pelt.anatomy.recording import INTERFACE
-from lightning_pelt.methods.submodule import Removable, refer
+
+AttentionFunction = Callable[..., tuple[Tensor, Any]]
+
+ORDER = ("module", "query", "key", "value", "attention_mask")  # of an attention function
 
 
 class PrefixSource(Protocol):
-    """The prefix of an attention module, its attribute ``pelt_prefix``."""
+    """The prefix of an attention module."""
 
     @property
     def closed(self) -> bool: ...
 
     def __call__(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
 
-    def gate_value(self) -> Tensor | None: ...
+    def gate_for(self, query: Tensor) -> Tensor | None: ...
 
 
-PREFIX = "pelt_prefix"  # the attribute of an attention module that refers to its prefix
-
-AttentionFunction = Callable[..., tuple[Tensor, Any]]
-
-
-def install() -> None:
-    """Wrap the interface, once per process. Without prefixes the wrapper does nothing."""
-    with INTERFACE:
-        if not getattr(AttentionInterface.get_interface, "knows_prefixes", False):
-            _wrap()
-
-
-def _wrap() -> None:
-    original = AttentionInterface.get_interface
-
-    def get_interface(self: AttentionInterface, name: str, default: Callable) -> Callable:
-        return partial(_attend, original(self, name, default), name or "eager")
-
-    get_interface.knows_prefixes = True  # type: ignore[attr-defined]
-    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
-
-
-def put(prefix: nn.Module, model: nn.Module, path: str) -> Removable:
-    """Let the attention module at ``path`` of ``model`` use ``prefix`` until it is removed.
-
-    Raises:
-        ValueError: the module has a prefix.
-    """
-    install()
-    host = model.get_submodule(path)
-    if PREFIX in host.__dict__:
-        raise ValueError(f"{path} has a prefix already: one attention takes one prefix")
-    refer(host, **{PREFIX: prefix})
-    return _Put(host)
-
-
-class _Put:
-    def __init__(self, host: nn.Module) -> None:
-        self.host = host
-
-    def remove(self) -> None:
-        self.host.__dict__.pop(PREFIX, None)
-
-
-def _attend(
+def attend(
+    prefix: PrefixSource,
     function: AttentionFunction,
     name: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *args: Any,
-    **kwargs: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Tensor, Any]:
-    """The attention function called ``name``, with the prefix of ``module`` if it has one."""
-    prefix: PrefixSource | None = module.__dict__.get(PREFIX)
-    if prefix is None:
-        return function(module, query, key, value, *args, **kwargs)
-    mask, args = (args[0], args[1:]) if args else (kwargs.pop("attention_mask", None), ())
+    """Call ``function``, the implementation called ``name``, with a prefix before keys and values.
+
+    Shapes: query (B, heads, T, d_k), key (B, kv, S, d_k), value (B, kv, S, d_v), in ``args`` or in
+    ``kwargs``, as the caller passes them.
+
+    Raises:
+        ValueError: the arguments place the keys by numbers, which a prefix shifts.
+    """
+    module, query, key, value, mask = _in_order(function, args, kwargs)
+    _refuse_numbered_keys(name, query, mask, kwargs)
+    prefix_key, prefix_value = prefix(key, value)
+    gate = prefix.gate_for(query)
+    if gate is not None and prefix.closed:
+        # No columns, rather than null tokens that absorb attention.
+        key = _with_null_gradients(key, prefix_key, prefix_value, gate)
+        return function(module, query, key, value, mask, **kwargs)
+    length, keys = prefix_key.shape[2], key.shape[2]
+    mask = extend_mask(
+        mask, length, module=module, query=query, keys=keys, name=name, kwargs=kwargs
+    )
+    if kwargs.get("position_bias") is not None:
+        kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
+    if gate is not None and gate.shape[1] > 1:
+        if kwargs.get("scaling") is None:
+            kwargs["scaling"] = query.shape[-1] ** -0.5
+        tensors = _per_token(query, key, value, prefix_key, prefix_value, gate)
+        output, weights = function(module, *tensors, mask, **kwargs)
+        return _gated_sum(output, gate), weights
+    if gate is not None:
+        prefix_key, prefix_value = prefix_key * gate[..., None], prefix_value * gate[..., None]
+    key, value = _in_front(prefix_key, key), _in_front(prefix_value, value)
+    return function(module, query, key, value, mask, **kwargs)
+
+
+def _in_order(
+    function: AttentionFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Any]:
+    """Module, query, key, value and mask, taken out of ``args`` and ``kwargs``.
+
+    What else comes by position gets into ``kwargs``, by the names of ``function``.
+    """
+    ordered = list(args[: len(ORDER)])
+    for name in ORDER[len(args) :]:
+        ordered.append(kwargs.pop(name, None) if name == ORDER[-1] else kwargs.pop(name))
+    if further := args[len(ORDER) :]:
+        names = list(inspect.signature(function).parameters)[len(ORDER) :]
+        kwargs.update(zip(names, further, strict=False))
+    return ordered
+
+
+def _refuse_numbered_keys(name: str, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+    """Raise where an argument counts the keys, and so does not know of those of the prefix."""
     if kwargs.get("cache") is not None:
         raise ValueError(
             "a prefix cannot be used with a paged cache, which is written inside the attention "
             "function and would store the prefix: generate without continuous batching"
         )
-    prefix_key, prefix_value = prefix(key, value)
-    gate = prefix.gate_value()
-    if gate is not None and prefix.closed:
-        # No columns, rather than null tokens that absorb attention. All weights stay in the graph
-        # with zero gradients, since DDP waits for the gradient of every parameter.
-        if torch.is_grad_enabled():
-            nothing = 0.0 * (prefix_key.sum() + prefix_value.sum() + gate.sum())
-            key = key + nothing.to(key.dtype)
-        return function(module, query, key, value, mask, *args, **kwargs)
-    length = prefix_key.shape[2]
-    mask = extend_mask(
-        mask, length, module=module, query=query, keys=key.shape[2], name=name, kwargs=kwargs
-    )
-    if kwargs.get("position_bias") is not None:
-        kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
-    if gate is None or gate.dim() < 3 or gate.shape[1] == 1:
-        if gate is not None:
-            gate = gate.reshape(-1, 1, 1, 1)
-            prefix_key = (prefix_key * gate).to(key.dtype)
-            prefix_value = (prefix_value * gate).to(value.dtype)
-        key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], 2)
-        value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], 2)
-        return function(module, query, key, value, mask, *args, **kwargs)
-    kwargs.setdefault("scaling", None)
-    if kwargs["scaling"] is None:
-        kwargs["scaling"] = query.shape[-1] ** -0.5
-    query, key, value = _per_token(query, key, value, prefix_key, prefix_value, gate)
-    output, weights = function(module, query, key, value, mask, *args, **kwargs)
-    real, prefixed = output.chunk(2, -1)  # (B, T, heads, d) each
-    return real + (gate[..., None] * prefixed).to(real.dtype), weights
+    numbers = [n for n in ("indices", "block_indices") if kwargs.get(n) is not None]
+    if "flash" in name and mask is None:
+        numbers += [n for n in ("cu_seq_lens_q", "cu_seq_lens_k") if kwargs.get(n) is not None]
+        numbers += ["position_ids"] if _is_packed(kwargs.get("position_ids"), query) else []
+    if numbers and not name.startswith(("sdpa", "eager", "flex")):
+        raise ValueError(
+            f"a prefix cannot be used with {numbers[0]} in {name}, which place keys by their "
+            "numbers: set attn_implementation='sdpa'"
+        )
+
+
+def _is_packed(positions: Tensor | None, query: Tensor) -> bool:
+    """Whether flash attention takes one row for several sequences, by its position ids."""
+    if torch.compiler.is_compiling() or positions is None or query.shape[0] > 1:
+        return False
+    return bool((positions.diff(dim=-1) != 1).any())
+
+
+def _with_null_gradients(key: Tensor, *others: Tensor) -> Tensor:
+    """``key``, for whose gradient ``others`` are in the graph: DDP waits for every parameter's."""
+    if not torch.is_grad_enabled():
+        return key
+    nothing = 0.0 * torch.stack([other.float().sum() for other in others]).sum()
+    return key + nothing.to(key.dtype)
+
+
+def _in_front(prefix: Tensor, real: Tensor) -> Tensor:
+    """prefix (1 or B, kv, L, d), real (B, kv, S, d) -> (B, kv, L + S, d)."""
+    return torch.cat([prefix.to(real.dtype).expand(real.shape[0], -1, -1, -1), real], 2)
 
 
 def _per_token(
@@ -151,11 +149,16 @@ def _per_token(
 
     def beside(prefix: Tensor, real: Tensor) -> Tensor:
         width = real.shape[-1]
-        prefix = prefix.to(real.dtype).expand(real.shape[0], -1, -1, -1)
-        return torch.cat([F.pad(prefix, (width, 0)), F.pad(real, (0, width))], 2)
+        return _in_front(F.pad(prefix, (width, 0)), F.pad(real, (0, width)))
 
     scaled = (query * gate[:, None]).to(query.dtype)
     return torch.cat([query, scaled], -1), beside(prefix_key, key), beside(prefix_value, value)
+
+
+def _gated_sum(output: Tensor, gate: Tensor) -> Tensor:
+    """Sums over real and prefix values (B, T, heads, 2 d), gate (B, T, 1) -> (B, T, heads, d)."""
+    real, prefixed = output.chunk(2, -1)
+    return real + (gate[..., None] * prefixed).to(real.dtype)
 
 
 def extend_mask(

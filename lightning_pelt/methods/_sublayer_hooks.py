@@ -8,14 +8,15 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from lightning_pelt.anatomy import Anatomy, PostNorm, Site
+from lightning_pelt.anatomy import Anatomy, Residual, Site, Source
 from lightning_pelt.methods._ops import argument, first
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.utils.errors import unknown
 
-Placement = Literal["auto", "unipelt", "sequential", "parallel"]
+Placement = Literal["auto", "unipelt", "sequential", "parallel", "pfeiffer", "he"]
 SUBLAYERS = ("ffn", "attention", "cross_attention")
+ON_THE_STREAM = ("pfeiffer", "he")  # read the residual stream
 
 
 def check_placement(placement: str) -> None:
@@ -24,12 +25,20 @@ def check_placement(placement: str) -> None:
         raise unknown("placement", placement, get_args(Placement))
 
 
+def resolve(placement: Placement, site: Site) -> Placement:
+    """The placement that ``auto`` and ``unipelt`` are at a sublayer; others are themselves."""
+    if placement == "auto":
+        return "sequential" if site.post_norm is None else "pfeiffer"
+    return "pfeiffer" if placement == "unipelt" else placement
+
+
 def sublayers(anatomy: Anatomy, sites: Sequence[str], placement: Placement) -> list[Site]:
     """Sublayers (``ffn``, ``attention``, ...) as sites whose path gives the sublayer's output.
 
     Raises:
-        ValueError: the site is not a sublayer, the model lacks it, or the placement is ``unipelt``
-            and no norm follows the sum of sublayer and residual.
+        ValueError: the site is not a sublayer, the model lacks it, the placement is ``unipelt`` and
+            no norm follows the sum of sublayer and residual, or the placement reads the residual
+            stream and the block does not add the sublayer's output to it.
     """
     for name in sites:
         if name not in SUBLAYERS:
@@ -42,19 +51,44 @@ def sublayers(anatomy: Anatomy, sites: Sequence[str], placement: Placement) -> l
             found.append(site)
         elif site.role in sites and output is not None:
             found.append(replace(output, role=site.role, source=site.source, d_in=site.d_in))
-    if placement == "unipelt" and any(site.post_norm is None for site in found):
+    _refuse_misfit(anatomy, found, placement)
+    return found
+
+
+def _refuse_misfit(anatomy: Anatomy, sites: Sequence[Site], placement: Placement) -> None:
+    if placement == "unipelt" and any(site.post_norm is None for site in sites):
         raise ValueError(
             f"placement 'unipelt' needs a norm over the sum of sublayer and residual, and "
-            f"{anatomy.model_type} has no such norm: use placement='sequential' or 'parallel'"
+            f"{anatomy.model_type} has no such norm: use placement='sequential', 'parallel' or "
+            "'pfeiffer'"
         )
-    return found
+    apart = [site for site in sites if _stream(site) is None]
+    if placement in ON_THE_STREAM and apart:
+        raise ValueError(
+            f"placement {placement!r} needs blocks that add the output of a sublayer to the "
+            f"residual stream as it is, and {anatomy.model_type} does not do so after "
+            f"{apart[0].role} in block {apart[0].block} of the {apart[0].stack}, such as where a "
+            "norm or a factor comes before the sum: use placement='sequential' or 'parallel'"
+        )
 
 
 def hook_sublayer(net: nn.Module, site: Site, placement: Placement) -> SublayerHooks:
     """Hooks that apply ``net(f, h) -> z`` to a sublayer, with ``h`` as ``placement`` defines it."""
-    if site.post_norm is not None and placement in ("auto", "unipelt"):
-        return TwiceNormed(net, site, site.post_norm)
-    return Parallel(net, site) if placement == "parallel" else Sequential(net, site)
+    resolved = resolve(placement, site)
+    if resolved == "parallel":
+        return Parallel(net, Residual(site.path, site.source))
+    if resolved == "sequential":
+        return AfterSublayer(net, site.path)
+    residual, norm = _stream(site), None if site.post_norm is None else site.post_norm.norm
+    assert residual is not None  # or sublayers() has refused
+    return Parallel(net, residual) if resolved == "he" else AfterSum(net, residual, norm)
+
+
+def _stream(site: Site) -> Residual | None:
+    """The residual stream before a sublayer, and the module that returns what is added."""
+    if site.post_norm is not None:
+        return Residual(site.post_norm.output, site.post_norm.residual)
+    return site.residual
 
 
 class SublayerHooks(Submodule):
@@ -64,16 +98,16 @@ class SublayerHooks(Submodule):
         host: path of the module that owns it.
     """
 
-    def __init__(self, net: nn.Module, site: Site) -> None:
+    def __init__(self, net: nn.Module, host: str) -> None:
         super().__init__()
-        self.net, self.site, self.host = net, site, site.path
+        self.net, self.host = net, host
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
         return self.net(output, h)
 
 
-class Sequential(SublayerHooks):
+class AfterSublayer(SublayerHooks):
     """After a sublayer: reads its output and adds to it."""
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -84,47 +118,48 @@ class Sequential(SublayerHooks):
 
 
 class Parallel(SublayerHooks):
-    """Parallel to a sublayer: reads its input and adds to its output."""
+    """Parallel to a sublayer: reads a tensor before it and adds to its output."""
 
-    def __init__(self, net: nn.Module, site: Site) -> None:
-        super().__init__(net, site)
-        self.input: Current[Tensor] = Current(f"the input of {site.source.path}")
+    def __init__(self, net: nn.Module, ends: Residual) -> None:
+        super().__init__(net, ends.output)
+        self.source: Source = ends.source
+        self.read: Current[Tensor] = Current(f"the input of {ends.source.path}")
 
     def install(self, model: nn.Module) -> list[Removable]:
-        source = model.get_submodule(self.site.source.path)
+        source = model.get_submodule(self.source.path)
         return [
             source.register_forward_pre_hook(self._read, with_kwargs=True),
             model.get_submodule(self.host).register_forward_hook(self._add),
         ]
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.input.set(argument(args, kwargs, self.site.source.argument))
+        self.read.set(argument(args, kwargs, self.source.argument))
 
     def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        read = self.input.take()
-        return first(output, lambda f: self(f, read))
+        read = self.read.take()
+        return first(output, lambda f: self(f, self.reads(f, read)))
+
+    def reads(self, output: Tensor, read: Tensor) -> Tensor:
+        """``h`` from ``f`` and the tensor before the sublayer."""
+        return read
 
 
-class TwiceNormed(SublayerHooks):
-    """In front of the norm over sublayer plus residual; reads that norm's output for ``z = f``."""
+class AfterSum(Parallel):
+    """Reads the residual stream after a sublayer, ``f + a`` or ``norm(f + a)``, for ``z = f``.
 
-    norm: nn.Module
+    Where there is a norm, it runs a second time, over ``z + a``.
+    """
 
-    def __init__(self, net: nn.Module, site: Site, post_norm: PostNorm) -> None:
-        super().__init__(net, site)
-        self.post_norm, self.host = post_norm, post_norm.output
-        self.residual: Current[Tensor] = Current(f"the residual of {self.host}")
+    norm: nn.Module | None
+
+    def __init__(self, net: nn.Module, residual: Residual, norm: str | None) -> None:
+        super().__init__(net, residual)
+        self.norm_path = norm
 
     def install(self, model: nn.Module) -> list[Removable]:
-        refer(self, norm=model.get_submodule(self.post_norm.norm))
-        read = model.get_submodule(self.post_norm.residual.path)
-        return [
-            read.register_forward_pre_hook(self._keep, with_kwargs=True),
-            model.get_submodule(self.host).register_forward_hook(self._add),
-        ]
+        refer(self, norm=None if self.norm_path is None else model.get_submodule(self.norm_path))
+        return super().install(model)
 
-    def _keep(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self.residual.set(argument(args, kwargs, self.post_norm.residual.argument))
-
-    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return self(output, self.norm(output + self.residual.take()))
+    def reads(self, output: Tensor, read: Tensor) -> Tensor:
+        total = output + read
+        return total if self.norm is None else self.norm(total)

@@ -17,27 +17,54 @@ from lightning_pelt.methods.gate import Gate, GateView
 
 @dataclass(frozen=True)
 class Adapter(BottleneckMethod):
-    r"""Bottleneck adapter, :math:`z = f + g \, W_{up}\,\phi(W_{down} h + b_{down}) + g \, b_{up}`
+    r"""Bottleneck adapter, :math:`z = f + s\, g\, (W_{up}\,\phi(W_{down} h + b_{down}) + b_{up})`
     (Houlsby et al., 2019; https://arxiv.org/abs/1902.00751).
 
-    With ``f`` the sublayer's output before the residual sum, the placements differ in ``h``:
+    Let ``f`` be the sublayer's output, and ``a`` the residual stream before the sublayer and before
+    its norm. The block continues with ``z + a``. The placements differ in ``h``:
 
-    - ``sequential``: ``h = f``.
-    - ``parallel``: ``h`` is the sublayer's input (He et al., 2022; https://arxiv.org/abs/2110.04366).
-    - ``unipelt``: ``h = LN(f + a)`` with the block's norm and residual ``a``; the norm then runs a
-      second time, over ``z + a``, as in the code of Pfeiffer et al. and of UniPELT. For blocks that
-      normalise after the sum: BERT, RoBERTa, DeBERTa, DistilBERT, BART, ...
-    - ``auto``: ``unipelt`` if the block allows it, else ``sequential``.
+    - ``sequential``: ``h = f``, as Houlsby et al.
+    - ``parallel``: ``h`` is the sublayer's input, in a pre-norm block the normed one, as by default
+      in the code of He et al. (2022; https://arxiv.org/abs/2110.04366).
+    - ``pfeiffer``: ``h`` is the stream after the sublayer, as in AdapterHub's ``seq_bn``. In a
+      post-norm block ``h = LN(f + a)``, and the norm runs a second time, over ``z + a``, as in the
+      code of Pfeiffer et al. In a pre-norm block ``h = f + a``.
+    - ``he``: ``h = a``, as in AdapterHub's ``par_bn``. In a post-norm block this is ``parallel``,
+      in a pre-norm block it is the option ``hi_lnbefore=1`` of He et al.
+    - ``unipelt``: ``pfeiffer`` for post-norm blocks only, as in the code of UniPELT.
+    - ``auto``: ``pfeiffer`` in post-norm blocks, ``sequential`` in others.
+
+    =========  ===================================================================  ==============
+    block      families                                                             ``auto``
+    =========  ===================================================================  ==============
+    post-norm  BERT, RoBERTa, XLM-R, ELECTRA, ALBERT, DeBERTa, DistilBERT, MPNet,   ``pfeiffer``
+               BART, Marian, Wav2Vec2-base, HuBERT-base
+    pre-norm   GPT-2, GPT-Neo, OPT, BLOOM, Llama, Mistral, Mixtral, Qwen, Gemma,    ``sequential``
+               Phi-3, T5, mBART, Pegasus, Whisper, ViT, CLIP, ModernBERT
+    parallel   GPT-J, GPT-NeoX, Phi, Falcon, Cohere: attention and feed-forward     ``sequential``
+               have the same ``a``
+    other      Gemma 2 and 3, OLMo 2, BEiT, DINOv2, Granite: a norm or a factor     ``sequential``
+               comes before the sum, so that ``pfeiffer`` and ``he`` are refused
+    =========  ===================================================================  ==============
+
+    The scaled parallel adapter of He et al. is ``Adapter(placement="he", scale=4.0)``, with
+    ``bottleneck=512`` in their mix-and-match adapter. Their code adds a parallel adapter of the
+    attention before the output projection; here, as in AdapterHub, it is added after.
 
     Args:
         bottleneck: width of the bottleneck; by default the model's width divided by
             ``reduction_factor``.
         reduction_factor: see ``bottleneck``.
         sites: ``ffn``, ``attention``, ``cross_attention``.
+        placement: see above.
+        scale: the factor ``s``; 4 in the scaled parallel adapters of He et al.
         activation: ``relu``, ``gelu``, ``gelu_new`` (its tanh approximation), ``silu``, ``tanh``.
         init_std: standard deviation of both projections; biases start at 0.
         gate: None for ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.
+
+    Raises:
+        ValueError: an unknown placement or activation, or a width or a scale that is not positive.
 
     Example:
         >>> from lightning_pelt import Adapter, Plan, attach
@@ -51,10 +78,19 @@ class Adapter(BottleneckMethod):
     reduction_factor: int = 16
     sites: Sequence[str] = ("ffn",)
     placement: Placement = "auto"
+    scale: float = 1.0
     activation: str = "relu"
     init_std: float = 0.02
     gate: Gate | None = None
     name: str = "adapter"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(
+                f"Adapter has scale={self.scale}, expected a positive number: 4.0 as He et al., or "
+                "1.0 for none"
+            )
 
     def cost(self, sites: Sequence[Site]) -> Cost:
         reads = sum(self.reads(site) for site in sites)
@@ -87,5 +123,7 @@ class Bottleneck(nn.Module):
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
         up = torch.cat([self.up.T, self.up_bias[None]])
+        if self.method.scale != 1:
+            up = up * self.method.scale
         weights = Dense(self.down, self.down_bias, up)
         return extend(output, h, weights, activation=self.method.activation, gate=self.gate)

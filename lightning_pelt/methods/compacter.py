@@ -52,7 +52,7 @@ class Compacter(BottleneckMethod):
             and 0.01 for one rule per projection.
         sites: ``compacter`` (attention and feed-forward), ``compacter++`` (feed-forward), or any of
             ``attention``, ``ffn``, ``cross_attention``.
-        placement: ``sequential`` as in the paper, ``parallel``, ``unipelt`` or ``auto``, see
+        placement: ``sequential`` as in the paper, or another placement of
             :class:`lightning_pelt.Adapter`.
         activation: ``gelu_new`` as in the paper, or another activation of an adapter.
         gate: None for ungated. It reads ``h``.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.methods._ops import linear_output
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
@@ -77,8 +79,8 @@ class Rescale(Submodule):
     def _scale_input(self, module: nn.Module, args: tuple) -> tuple:
         return args if passes_by(self.gate, self.site, args[0]) else (self(args[0]), *args[1:])
 
-    def _scale_output(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return output if passes_by(self.gate, self.site, args[0]) else self(output)
+    def _scale_output(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        return output if passes_by(self.gate, self.site, args[0]) else linear_output(output, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.methods._ops import linear_output
 from lightning_pelt.methods.base import Method
 from lightning_pelt.methods.gate import GateView, passes_by
 from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate
@@ -82,8 +84,10 @@ class LinearUpdate(Submodule):
     def install(self, model: nn.Module) -> list[Removable]:
         return [model.get_submodule(self.site.path).register_forward_hook(self._add)]
 
-    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        return output if passes_by(self.gate, self.site, args[0]) else self(output, args[0])
+    def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if passes_by(self.gate, self.site, args[0]):
+            return output
+        return linear_output(output, lambda y: self(y, args[0]))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """output (..., width), x (..., d_in) -> (..., width)."""

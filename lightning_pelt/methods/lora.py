@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
-from lightning_pelt.methods._ops import add_product, argument, match_dtype
+from lightning_pelt.methods._ops import add_product, argument, linear_output, match_dtype
 from lightning_pelt.methods.base import Cost, Part, Place
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
@@ -101,8 +102,7 @@ class LoRADown(Submodule):
         self.dropout = nn.Dropout(method.dropout) if method.dropout else None
         self.rank = method.r
         self.low: Current[tuple[Tensor, ...]] = Current(f"A x of {self.source.path}")  # by site
-        repeated = any(site.repeated for site in sites)
-        self.read: Current[Tensor] | None = Current(self.source.path) if repeated else None
+        self.read: Current[Tensor] = Current(self.source.path)
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -112,14 +112,14 @@ class LoRADown(Submodule):
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         x = argument(args, kwargs, self.source.argument)
         self.low.set(self(x).split(self.rank, -1))
-        if self.read is not None:
-            self.read.set(x)
+        self.read.set(x)
 
     def of(self, x: Tensor) -> tuple[Tensor, ...]:
         """A x of each site, for the input ``x`` (B, T, d_in) of its layer."""
-        if self.read is None or self.read.get() is x:
+        if self.read.get() is x:
             return self.low.get()
-        return self(x).split(self.rank, -1)  # the layer runs on another tensor too
+        # The layer runs on another tensor too: DeBERTa's on positions, LUKE's on entities.
+        return self(x).split(self.rank, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_in) -> (B, T, sites x r)."""
@@ -155,10 +155,10 @@ class LoRAUp(Submodule):
     def install(self, model: nn.Module) -> list[Removable]:
         return [model.get_submodule(self.path).register_forward_hook(self._add)]
 
-    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
         if any(passes_by(gate, self.site, args[0]) for gate in self.gates):
             return output
-        return self(output, args[0])
+        return linear_output(output, lambda y: self(y, args[0]))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """output (B, T, d_out), x (B, T, d_in) -> (B, T, d_out)."""

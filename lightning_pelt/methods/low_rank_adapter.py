@@ -28,8 +28,7 @@ class LowRankAdapter(BottleneckMethod):
             ``reduction_factor``.
         reduction_factor: see ``bottleneck``.
         sites: ``attention``, ``ffn``, ``cross_attention``.
-        placement: ``sequential``, ``parallel``, ``unipelt`` or ``auto``, see
-            :class:`lightning_pelt.Adapter`.
+        placement: one of the placements of :class:`lightning_pelt.Adapter`.
         activation: ``gelu_new`` as in the paper, or another activation of an adapter.
         gate: None for ungated. It reads ``h``.
         name: of its parameter group, gates and log lines.

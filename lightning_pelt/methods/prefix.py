@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.methods import _prefix_attention
+from lightning_pelt.methods import _attention_interface
 from lightning_pelt.methods._ops import refuse_reentrant
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.current import Current
@@ -188,6 +188,7 @@ class PrefixKV(Submodule):
         self.site, self.gate = site, gate
         assert encoder is None or isinstance(encoder, PrefixEncoder)
         refer(self, encoder=encoder)
+        self.part: Current[tuple[Tensor, int]] = Current("the tokens that the gate has served")
         if encoder is not None:
             self.index = encoder.sites.index(site)
         else:
@@ -199,17 +200,47 @@ class PrefixKV(Submodule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        _prefix_attention.install()  # a spawned process has not seen install()
+        _attention_interface.keep_wrapped(self)  # a copy, perhaps in another process
 
     @property
     def closed(self) -> bool:
         return self.gate is not None and self.gate.open == 0
 
-    def gate_value(self) -> Tensor | None:
-        return None if self.gate is None else self.gate.read()
+    def gate_for(self, query: Tensor) -> Tensor | None:
+        """The gate of the tokens of ``query`` (B, heads, T, d): (B, 1, 1) pooled, or (B, T, 1).
+
+        The attention module may read other shapes than its function: (B, P, T, width) with P sets
+        of points, or (N, width) with the tokens of all images, which it hands over one by one.
+
+        Raises:
+            ValueError: the gate has read other tokens.
+        """
+        if self.gate is None:
+            return None
+        gate = self.gate.read()
+        rows, tokens = query.shape[0], query.shape[2]
+        if gate.dim() == 1:  # not learned
+            return gate.view(1, 1, 1)
+        if gate.numel() in (rows, rows * tokens):
+            return gate.reshape(rows, -1, 1)
+        if gate.dim() > 2 and gate.numel() == gate.shape[0] and rows % gate.shape[0] == 0:
+            return gate.reshape(-1, 1, 1).repeat_interleave(rows // gate.shape[0], 0)
+        if gate.dim() == 2 and rows == 1:
+            return self._next_part(gate, tokens)
+        raise ValueError(
+            f"the gate of the prefix at {self.site.path} has the shape {tuple(gate.shape)}, and "
+            f"the attention works on {rows} x {tokens} tokens: use Prefix(gate=None) there"
+        )
+
+    def _next_part(self, gate: Tensor, tokens: int) -> Tensor:
+        """gate (N, 1) -> (1, tokens, 1), the part after that of the last call on this ``gate``."""
+        of, start = self.part.peek() or (None, 0)
+        start = start if of is gate else 0
+        self.part.set((gate, start + tokens))
+        return gate[None, start : start + tokens]
 
     def install(self, model: nn.Module) -> list[Removable]:
-        return [_prefix_attention.put(self, model, self.site.path)]
+        return [_attention_interface.put(self, model, self.site.path)]
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Ungated prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v)."""

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from lightning_pelt.anatomy import Anatomy, MaskArgument, Site, Source, base_of
 from lightning_pelt.anatomy.positions import position_limit
+from lightning_pelt.methods._longer import extended, extended_mask, more_columns, without
 from lightning_pelt.methods.base import Method, Part, Place
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView
 from lightning_pelt.methods.padding import Given, Padding
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.text_config import text_config
 
 Init = Literal["random", "vocabulary"]
 
@@ -37,14 +37,14 @@ class Prompt(Method):
 
     Args:
         length: number of prompt tokens.
-        init: ``random``, uniform in +-``init_range``; or ``vocabulary``, the first ``length`` rows
-            of the model's embeddings.
+        init: ``random``, uniform in +-``init_range``; or ``vocabulary``, the embeddings of the
+            first ``length`` words.
         init_range: of the random initial values.
-        gate: None for ungated. It reads the embeddings of the tokens.
+        gate: None for ungated. It reads the embeddings of the tokens and pools over them.
         name: of its parameter group, gates and log lines.
 
     Raises:
-        ValueError: a length below 1, or an unknown ``init``.
+        ValueError: a length below 1, an unknown ``init``, or a gate per token.
 
     Example:
         >>> from lightning_pelt import Plan, Prompt, attach
@@ -64,6 +64,11 @@ class Prompt(Method):
             raise ValueError(f"Prompt has length={self.length}: it must be at least 1")
         if self.init not in get_args(Init):
             raise unknown("init of a prompt", self.init, get_args(Init))
+        if self.gate is not None and self.gate.pool == "token":
+            raise ValueError(
+                "Prompt(gate=Gate(pool='token')) has one gate per token, and the prompt belongs to "
+                "all tokens of a row: use pool='masked', or 'all' to count padding too"
+            )
 
     def where(self, anatomy: Anatomy) -> list[Site]:
         stack = anatomy.stacks[0]
@@ -96,7 +101,11 @@ class Prompt(Method):
 
 
 class PromptTokens(Submodule):
-    """The prompt (length, width), prepended to an encoder's embeddings by hooks."""
+    """The prompt (length, width), in front of an encoder's embeddings.
+
+    The encoder gets ``length`` more words, and their embeddings are replaced by the prompt. What it
+    does with embeddings, such as Marian's scaling of them, it does with the prompt too.
+    """
 
     embeddings: nn.Embedding
 
@@ -107,6 +116,7 @@ class PromptTokens(Submodule):
         nn.init.uniform_(self.P, -method.init_range, method.init_range)
         self.mask = Padding(MaskArgument("", "attention_mask", 1))
         self.added: Current[tuple[int, int]] = Current("the number of prompt tokens, and of all")
+        self.placeholders: Current[int] = Current("the number of words to be replaced")
 
     def install(self, model: nn.Module) -> list[Removable]:
         assert isinstance(model, PreTrainedModel)
@@ -114,66 +124,100 @@ class PromptTokens(Submodule):
         runner = model.get_submodule(self.site.path)
         whole = self.site.source.path == ""
         encoder: Any = base_of(model) if whole else runner
-        table = encoder.get_input_embeddings()
-        if not isinstance(table, nn.Embedding) or table.embedding_dim != self.site.d_in:
-            raise ValueError(
-                f"{model.config.model_type} has no token embeddings of the width of its blocks, so "
-                "no prompt can be prepended to them: use Prefix"
-            )
-        refer(self, embeddings=table)
+        refer(self, embeddings=self._table_of(encoder))
         self.arguments = tuple(inspect.signature(encoder.forward).parameters)
+        # No padding: RoBERTa counts positions without it, and MPNet takes 1 for it in any case.
+        self.word = 3 if text_config(model.config).pad_token_id == 2 else 2
         if self.method.init == "vocabulary":
-            self._copy(table)
+            self._copy()
         self._refuse_beyond(1)
         if self.gate is not None:
-            self.gate.layer.padding = self.mask
-        handles: list[Removable] = [encoder.register_forward_pre_hook(self._add, with_kwargs=True)]
+            layer = self.gate.layer
+            # Also where no attention's mask is known: the mask is an argument of the encoder.
+            layer.padding, layer.pool = self.mask, "all" if layer.pool == "all" else "masked"
+        handles: list[Removable] = [
+            encoder.register_forward_pre_hook(self._add, with_kwargs=True),
+            self.embeddings.register_forward_hook(self._replace),
+        ]
         if whole:
             outputs = dict.fromkeys((runner, encoder))
             return [*handles, *(m.register_forward_hook(self._take_off) for m in outputs)]
         decoder = model.get_decoder()
         return [*handles, decoder.register_forward_pre_hook(self._see, with_kwargs=True)]
 
-    def _copy(self, table: nn.Embedding) -> None:
-        if len(table.weight) < len(self.P):
+    def _table_of(self, encoder: Any) -> nn.Embedding:
+        """The embeddings of its words.
+
+        Raises:
+            ValueError: it has none of the prompt's width.
+        """
+        try:
+            table = encoder.get_input_embeddings()
+        except (AttributeError, NotImplementedError):  # CLIP's towers, models of sound
+            table = None
+        if not isinstance(table, nn.Embedding) or table.embedding_dim != self.site.d_in:
+            raise ValueError(
+                f"{self.family} has no token embeddings of the width of its blocks, so no prompt "
+                "can be prepended to them: use Prefix"
+            )
+        return table
+
+    def _copy(self) -> None:
+        words = self.embeddings.num_embeddings
+        if words < len(self.P):
             raise ValueError(
                 f"Prompt(length={len(self.P)}, init='vocabulary') is longer than the vocabulary of "
-                f"{len(table.weight)}: make it shorter, or init='random'"
+                f"{words}: make it shorter, or init='random'"
             )
         with torch.no_grad():
-            self.P.copy_(table.weight[: len(self.P)])
+            first = torch.arange(len(self.P), device=self.embeddings.weight.device)
+            self.P.copy_(self.embeddings(first))  # mBART's are larger than the table's rows
 
     def _add(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         kwargs = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
-        ids, embeds = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
-        embeds = self.embeddings(ids) if embeds is None else embeds
-        mask = kwargs.get("attention_mask")
-        kwargs["inputs_embeds"], before = self(embeds, mask)
-        self.added.set((before, before + embeds.shape[1]))
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        given = kwargs["input_ids"] if embeds is None else embeds
+        (rows, tokens), before = given.shape[:2], self._before
+        self.mask.given.set(Given(mask, rows))
+        self.added.set((before, before + tokens))
+        if embeds is None:
+            kwargs["input_ids"] = extended(given, before, self.word)
+            self.placeholders.set(before)
+        else:
+            kwargs["inputs_embeds"] = self(embeds)
         if before:
-            self._refuse_beyond(embeds.shape[1])
+            self._refuse_beyond(tokens)
         if before and mask is not None:
-            kwargs["attention_mask"] = _extended_mask(mask, before)
+            kwargs["attention_mask"] = extended_mask(mask, before)
         for name, fill in (("token_type_ids", 0), ("position_ids", None)):
-            given = kwargs.get(name)
-            if before and given is not None:
-                kwargs[name] = _extended(given, before, fill)
+            if before and kwargs.get(name) is not None:
+                kwargs[name] = extended(kwargs[name], before, fill)
         return (), kwargs
 
-    def forward(self, embeds: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
-        """embeds (B, T, d), mask (B, T) -> (B, length + T, d) and length; (B, T, d) if closed."""
+    @property
+    def _before(self) -> int:
+        """Number of tokens in front: none if the gate is closed."""
+        return 0 if self.gate is not None and self.gate.open == 0 else len(self.P)
+
+    def _replace(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Replace the embeddings of the words in front, once per forward of the encoder."""
+        before = self.placeholders.peek()
+        self.placeholders.clear()
+        return None if before is None else self(output[:, before:])
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """embeds (B, T, d) -> (B, length + T, d); (B, T, d) if closed."""
         prompt = self.P.expand(len(embeds), -1, -1)
         if self.gate is not None:
-            self.mask.given.set(Given(mask, len(embeds)))
             prompt = prompt * self.gate.on(embeds)
-            if self.gate.open == 0:  # in the graph, since DDP waits for every gradient
-                return embeds + (0.0 * prompt.sum()).to(embeds.dtype), 0
-        return torch.cat([prompt.to(embeds.dtype), embeds], 1), self.P.shape[0]
+            if not self._before:  # in the graph, since DDP waits for every gradient
+                return embeds + (0.0 * prompt.sum()).to(embeds.dtype)
+        return torch.cat([prompt.to(embeds.dtype), embeds], 1)
 
     def _take_off(self, module: nn.Module, args: tuple, output: Any) -> Any:
         """Take the prompt off the outputs of a module, of every block where it returns them."""
         before, total = self.added.get()
-        return _without(output, before, total) if before else output
+        return without(output, before, total) if before else output
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Extend the decoder's mask over the encoder by the prompt."""
@@ -181,7 +225,7 @@ class PromptTokens(Submodule):
         if mask is None or states is None or mask.shape[-1] == states.shape[1]:
             return args, kwargs
         before = states.shape[1] - mask.shape[-1]
-        return args, {**kwargs, "encoder_attention_mask": _more_columns(mask, before)}
+        return args, {**kwargs, "encoder_attention_mask": more_columns(mask, before)}
 
     def _refuse_beyond(self, tokens: int) -> None:
         """Raise if the prompt and ``tokens`` have no positions."""
@@ -193,47 +237,3 @@ class PromptTokens(Submodule):
                 f"Prompt(length={length}) and {tokens} token{'s' * (tokens > 1)} need "
                 f"{length + tokens} positions, and {self.family} has {self.limit}: use {remedy}"
             )
-
-
-def _more_columns(mask: Tensor, count: int) -> Tensor:
-    """``mask`` (..., K) with ``count`` keys in front that every query sees, (..., count + K)."""
-    return F.pad(mask, (count, 0), value=0.0 if _is_added(mask) else 1)
-
-
-def _extended_mask(mask: Tensor, before: int) -> Tensor:
-    """A mask (B, T) or (B, ..., T or 1, T) for the prompt too. It sees what any token sees."""
-    mask = _more_columns(mask, before)
-    if mask.dim() == 2 or mask.shape[-2] == 1:
-        return mask
-    front = mask.amax(-2, keepdim=True).expand(*mask.shape[:-2], before, -1)
-    return torch.cat([front, mask], -2)
-
-
-def _is_added(mask: Tensor) -> bool:
-    """Whether a mask is added to the scores; one with a column per token is not."""
-    return mask.is_floating_point() and mask.dim() > 2
-
-
-def _without(output: Any, before: int, total: int) -> Any:
-    """Hidden states (B, total, d) and attentions (B, heads, total, total) without the prompt."""
-    if isinstance(output, Tensor):
-        if output.dim() == 3 and output.shape[1] == total:
-            return output[:, before:]
-        square = output.dim() == 4 and output.shape[2] == output.shape[3] == total
-        return output[..., before:, before:] if square else output
-    if isinstance(output, ModelOutput):
-        for name, value in output.items():
-            setattr(output, name, _without(value, before, total))
-        return output
-    if isinstance(output, tuple):
-        return tuple(_without(value, before, total) for value in output)
-    return output
-
-
-def _extended(given: Tensor, before: int, fill: int | None) -> Tensor:
-    """``token_type_ids`` after zeros; ``position_ids`` shifted, after those of the prompt."""
-    rows = (*given.shape[:-1], before)
-    if fill is not None:
-        return torch.cat([given.new_full(rows, fill), given], -1)
-    front = torch.arange(before, device=given.device).expand(rows)
-    return torch.cat([front, given + before], -1)

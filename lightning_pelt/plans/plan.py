@@ -135,6 +135,10 @@ class Plan(Configured):
         """The methods of all groups, in order."""
         return tuple(method for group in self.groups for method in group.methods)
 
+    def resolved(self, anatomy: Anatomy) -> Plan:
+        """The plan with the blocks and sizes that it has on a model."""
+        return self
+
     def place(self, anatomy: Anatomy) -> list[Placed]:
         """The sites of each method of each group in a model.
 

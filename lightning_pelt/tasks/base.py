@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_pelt.methods.config import Configured
 from lightning_pelt.utils.backbone import INSTALL_MINILM, MINILM, load_tokenizer, resolve_backbone
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.text_config import text_config
 
 Batch = Mapping[str, Any]
 
@@ -90,7 +91,7 @@ class Task(Configured, ABC):
         """
         options = {} if dtype is None else {"dtype": dtype}
         model = load_pretrained(self.auto, backbone, **options, **self.head(labels))
-        config = model.config.get_text_config()
+        config = text_config(model.config)
         if getattr(config, "pad_token_id", None) is None:
             # Decoders classify at the last token before the padding.
             config.pad_token_id = load_tokenizer(backbone).pad_token_id

@@ -90,7 +90,8 @@ def hook_counts(model: nn.Module) -> dict[str, int]:
     """Number of hooks of every kind on each module."""
     counts = {}
     for path, module in model.named_modules():
-        kinds = {k: v for k, v in vars(module).items() if k.endswith("_hooks")}
+        own = vars(module).items()
+        kinds = {k: v for k, v in own if k.endswith("_hooks") and isinstance(v, dict)}
         counts[path] = sum(len(hooks) for hooks in kinds.values())
     return counts
 

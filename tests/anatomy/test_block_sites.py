@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from zoo import BLOCKS, UNSUPPORTED, WIDTH, ZOO, build, inputs
+from zoo import BLOCKS, WIDTH, ZOO, build, inputs
 
 from lightning_pelt.anatomy import OUTPUT, Anatomy, Site, Source, examine
 from lightning_pelt.anatomy._layer_sites import block_sites
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._stacks import Position
 
-FAMILIES = [name for name in ZOO if name not in UNSUPPORTED]
+FAMILIES = list(ZOO)
 
 
 def sites_of(anatomy: Anatomy) -> list[Site]:
@@ -61,7 +61,8 @@ def test_every_block_has_one(name: str) -> None:
     assert not any(site.is_linear for site in expected)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# The encoder of DeBERTa-v2-xlarge adds a convolution to the output of its first block.
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "deberta-v2-xlarge"])
 def test_is_the_hidden_state_after_the_block(name: str) -> None:
     """That of the first block of each stack; after the last one some families apply a norm."""
     model = build(name)
@@ -81,7 +82,8 @@ def test_shared_blocks_have_one_site_that_runs_more_than_once() -> None:
     model = build("albert")
     anatomy = examine(model)
     result, (calls,) = block_outputs(model, "albert", anatomy)
-    assert [site.path for site in sites_of(anatomy)] == ["albert.encoder.albert_layer_groups.0"]
+    (site,) = sites_of(anatomy)
+    assert site.path == "albert.encoder.albert_layer_groups.0.albert_layers.0"
     assert len(calls) == BLOCKS
     for output, state in zip(calls, result.hidden_states[1:], strict=True):
         assert torch.equal(output, state)

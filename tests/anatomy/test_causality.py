@@ -20,7 +20,7 @@ from lightning_pelt import Gate, UniPELT, attach
 from lightning_pelt.anatomy import examine
 from lightning_pelt.anatomy._causality import is_causal
 from lightning_pelt.anatomy._projections import Attention
-from lightning_pelt.anatomy.recording import Call
+from lightning_pelt.anatomy.calls import AttentionCall
 from lightning_pelt.testing import awaken, draw
 
 SHAPE: dict[str, Any] = {
@@ -34,13 +34,10 @@ IMAGE = {**SHAPE, "image_size": 16, "patch_size": 4}
 
 def judged(visible: Tensor, *, declared: bool = False) -> bool:
     """Whether an attention (T, T) with these visible pairs counts as causal."""
-    tokens = len(visible)
-    projection, output, module = nn.Linear(4, 4), nn.Linear(4, 4), nn.Identity()
+    module = nn.Identity()
     module.is_causal = declared  # type: ignore[assignment]
-    values = projection(torch.randn(1, tokens, 4))
-    weights = torch.randn(tokens, tokens).masked_fill(~visible, -torch.inf).softmax(-1)
-    value, result = Call(projection, {}, values), Call(output, {0: weights @ values})
-    return is_causal(Attention(module, 0, {"value": (value, None)}, None, output=result))
+    call = AttentionCall(module, 0, True, [], seen=visible)
+    return is_causal(Attention(call, {}, None), words=len(visible))
 
 
 FULL = torch.ones(6, 6, dtype=torch.bool)
@@ -66,6 +63,11 @@ LONG_PREFIX[:295, 295:] = False
         (LONG, False),
         (LONG.tril(), True),
         (LONG_PREFIX, True),
+        (torch.cat([FULL, FULL.tril()], 1), True),  # words behind a prompt in the keys
+        (torch.cat([FULL, FULL], 1), False),
+        (FULL[:, :3], False),  # reduced keys
+        (torch.cat([~FULL, FULL, ~FULL], 1), False),  # a block of words between its neighbours
+        (torch.cat([FULL, FULL.tril(), ~FULL], 1), True),
         (LONG_PREFIX.flip(0, 1), False),  # the first are registers, which see nobody else
     ],
 )
@@ -114,7 +116,7 @@ def test_stacks_have_different_names() -> None:
     assert [(stack.name, stack.causal) for stack in examine(model).stacks] == [
         ("vision", False),
         ("qformer", False),
-        ("language", True),
+        ("text", True),
     ]
 
 

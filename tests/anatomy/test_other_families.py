@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertModel, PreTrainedModel
-from zoo import UNSUPPORTED, build
+from zoo import build
 
 from lightning_pelt import Adapter, Gate, HeadOnly, LoRA, UniPELT, attach, detach
 from lightning_pelt.anatomy import examine
@@ -47,18 +47,29 @@ def test_a_base_without_embeddings() -> None:
     assert attach(model, HeadOnly()).head_size == 0
 
 
+def test_a_family_without_attention() -> None:
+    with pytest.raises(ValueError, match="no attention found in MambaModel"):
+        examine(tiny("mamba"))
+
+
 @pytest.mark.parametrize(
-    ("model_type", "options"),
+    ("model_type", "options", "feed_forward"),
     [
-        ("mamba", {}),  # its mixers have an in_proj, like DeBERTa's attentions
-        ("fnet", {}),
-        ("longformer", {"attention_window": 4, **HEADS}),  # its projections see (T, B, d)
-        ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
+        ("fnet", {"intermediate_size": 64}, "encoder.layer.1.output.dense"),  # Fourier transforms
+        # Queries, keys and values are products with parameters, not with linear layers.
+        ("xlnet", {"d_model": 32, "n_head": 4, "d_inner": 64}, "layer.1.ff.layer_2"),
     ],
 )
-def test_families_without_a_supported_attention(model_type: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no attention found in"):
-        examine(tiny(model_type, **options))
+def test_blocks_whose_attention_is_not_known(
+    model_type: str, options: dict[str, Any], feed_forward: str
+) -> None:
+    """Their feed-forwards are."""
+    anatomy = examine(model := tiny(model_type, **options))
+    roles = {site.role for site in anatomy.sites if site.block is not None}
+    assert roles == {"ffn", "ffn.in", "ffn.out", "norm", "block"}
+    assert anatomy.select("ffn")[1].path == feed_forward
+    with pytest.raises(ValueError, match=f"unknown site on {model_type} 'query'"):
+        attach(model, UniPELT([LoRA()]))
 
 
 def test_a_model_that_needs_other_inputs() -> None:
@@ -102,7 +113,6 @@ def test_masks_of_unknown_names() -> None:
     assert attach(model, UniPELT([LoRA()], gate=Gate(pool="all")), example_inputs=batch).gates
 
 
-@pytest.mark.skipif("codegen" in UNSUPPORTED, reason="transformers before 5.24")
 def test_a_fused_projection_in_four_shards() -> None:
     """CodeGen's channels are (q, v, k) of the first of four shards, then of the next one."""
     fused = torch.arange(96).view(4, 3, 8)

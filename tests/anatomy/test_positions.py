@@ -13,10 +13,10 @@ from zoo import ZOO
 from lightning_pelt.anatomy.positions import backbone_position_limit, position_limit
 
 WITH_TABLE = [
-    *("bert", "roberta", "roformer", "mpnet", "distilbert", "deberta-v2"),
+    *("bert", "roberta", "roformer", "mpnet", "distilbert"),
     *("gpt2", "gptj", "opt", "bart", "marian"),
 ]
-WITHOUT = ["modernbert", "llama", "bloom", "xglm", "t5"]
+WITHOUT = ["deberta-v2", "modernbert", "llama", "bloom", "xglm", "t5"]
 
 
 def runs(model: PreTrainedModel, kind: str, tokens: int) -> bool:

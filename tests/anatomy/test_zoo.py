@@ -51,6 +51,9 @@ def changed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_zoo_is_large_enough() -> None:
     assert len({entry.config().model_type for entry in ZOO.values()}) >= 34
     assert len({entry.kind for entry in ZOO.values()}) == 6
+    checkpoints = [entry.checkpoint for entry in ZOO.values()]
+    assert len(set(checkpoints)) == len(ZOO)
+    assert all(checkpoint.count("/") == 1 for checkpoint in checkpoints)
 
 
 @pytest.mark.parametrize("name", ZOO)

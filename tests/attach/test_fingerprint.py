@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from lightning_pelt import FullFineTuning, LoRA, Plan, attach, detach, load_adapters, save_adapters
 from lightning_pelt.attach.fingerprint import TENSORS, differences, fingerprint
@@ -221,6 +229,10 @@ def test_what_only_one_of_them_has_is_not_compared():
         {"weights": {"bert.pooler.dense.weight": "float32 zz"}},
         {"weights": {"bert.pooler.dense.weight": "uint8 00000000 00000000 00000000 00000000"}},
         {"weights": {"bert.pooler.dense.weight": "float32 00000000"}},
+        {"vocabulary": 7},
+        {"vocabulary": {"bert.embeddings.word_embeddings.weight": "float32 00000000"}},
+        {"vocabulary": {"bert.embeddings.word_embeddings.weight": [7, "float32 zz"]}},
+        {"token_parameters": "32"},
         {"config": "gelu"},
         {"name": 7},
     ],
@@ -230,3 +242,122 @@ def test_what_is_none_is_refused(folder, change):
     write_adapters(folder, tensors, plan=config["plan"], backbone=config["backbone"] | change)
     with pytest.raises(ValueError, match=r"adapters\.safetensors"):
         load_adapters(bert(), folder)
+
+
+# A vocabulary that is resized after the plan was attached.
+
+
+def gpt2(seed: int = 0) -> PreTrainedModel:
+    """Its vocabulary projection is tied to the embedding."""
+    config = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    return draw(GPT2LMHeadModel(config), seed)
+
+
+def bart(seed: int = 0) -> PreTrainedModel:
+    """It has a bias with a column per token."""
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 100}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = BartConfig(**sizes, **heads, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    return draw(BartForConditionalGeneration(config), seed)
+
+
+FAMILIES = {"bert": bert, "gpt2": gpt2, "bart": bart}
+
+
+def resized(model: PreTrainedModel, rows: int) -> PreTrainedModel:
+    model.resize_token_embeddings(rows)
+    return model
+
+
+def trained(model: PreTrainedModel, rows: int) -> PreTrainedModel:
+    """With a plan, then resized."""
+    awaken(attach(model, PLAN))
+    return resized(model, rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [97, 103, 150])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_with_new_tokens_fit_the_resized_base_alone(tmp_path, family, rows):
+    build = FAMILIES[family]
+    source = trained(build(), rows)
+    folder = save_adapters(source, tmp_path)
+    target = resized(build(), rows)
+    load_adapters(target, folder, strict=True)
+    tokens = torch.tensor([[3, 50, rows - 2, rows - 1]])
+    assert torch.equal(target(input_ids=tokens).logits, source(input_ids=tokens).logits)
+    with pytest.raises(ValueError, match="sampled tensors of the base have other values"):
+        load_adapters(resized(build(seed=1), rows), folder, strict=True)
+    with pytest.raises(ValueError, match=rf"vocab_size {rows} there, 100 here \(see resize_token"):
+        load_adapters(build(), folder, strict=True)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_state_dict_with_new_tokens_fits_the_resized_base_alone(before):
+    state = trained(bert(), 103).state_dict()
+
+    def load(model: PreTrainedModel) -> None:
+        if before:
+            attach(resized(model, 103), PLAN)
+        else:
+            trained(model, 103)
+        model.load_state_dict(state)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*another backbone")
+        load(bert())
+    with pytest.warns(UserWarning, match="another backbone.*sampled tensors of the base have othe"):
+        load(bert(seed=1))
+
+
+@pytest.mark.parametrize("rows", [97, 103, 150])
+def test_old_rows_are_compared_at_any_number_of_new_ones(rows):
+    """An embedding that differs in its old rows only."""
+    source = bert()
+    attachment = attach(source, PLAN)
+    recorded = attachment.fingerprint
+    resized(source, rows)
+    known = attachment.fingerprint
+    assert known["config"]["vocab_size"] == rows
+    assert known["parameters"] == attachment.anatomy.parameters + 32 * (rows - 100)
+    assert json.loads(json.dumps(known)) == known
+    name = "bert.embeddings.word_embeddings.weight"
+    base = {n: t for n, t in source.named_parameters() if n in attachment.base}
+    assert differences(known, fingerprint(source.config, base)) == []
+    with torch.no_grad():
+        base[name].add_(0.01)
+    (found,) = differences(known, fingerprint(source.config, base))
+    assert found.endswith(f"of the base have other values, such as {name}")
+    resized(source, 100)
+    assert attachment.fingerprint == recorded
+
+
+@pytest.mark.parametrize("change", [0.0, 0.1])
+def test_detach_after_new_tokens_warns_of_changed_old_rows_alone(change):
+    model = trained(bert(), 103)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:100] += change
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        detach(model)
+    changed = [str(each.message) for each in seen if "have changed" in str(each.message)]
+    assert len(changed) == (1 if change else 0)
+    assert all("1 tensors of the base" in each and "word_embeddings" in each for each in changed)
+
+
+def test_another_size_than_by_tokens_is_another_backbone(tmp_path):
+    folder = save_adapters(trained(bert(), 103), tmp_path)
+    with pytest.raises(ValueError, match="another backbone or head: parameters"):
+        load_adapters(bert(intermediate_size=48), folder)
+
+
+@pytest.mark.usefixtures("no_warning")
+def test_files_without_rows_of_the_vocabulary_load(folder):
+    """Those of older versions."""
+    config, tensors = read_adapters(folder / "adapters.safetensors")
+    old = {
+        n: v for n, v in config["backbone"].items() if n not in ("vocabulary", "token_parameters")
+    }
+    assert len(old) == len(config["backbone"]) - 2
+    write_adapters(folder, tensors, plan=config["plan"], backbone=old)
+    load_adapters(bert(), folder, strict=True)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo import build
+from zoo import build, inputs, output
 
 from lightning_pelt import Adapter, Gate, Plan, attach
 from lightning_pelt.attach import Attachment
+from lightning_pelt.plans import from_config
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_gpt2
 
 TOKENS = torch.arange(3, 19).view(2, 8)
@@ -33,6 +34,16 @@ class TestParallelAdapters(MethodConformance):
     method = Adapter(
         bottleneck=12, sites=("attention", "ffn"), placement="parallel", activation="gelu"
     )
+
+
+class TestPfeifferAdapters(MethodConformance):
+    compiled = ("gpt2",)
+    method = Adapter(bottleneck=12, sites=("attention", "ffn"), placement="pfeiffer", gate=Gate())
+
+
+class TestHeAdapters(MethodConformance):
+    compiled = ()  # hooks as in TestParallelAdapters
+    method = Adapter(bottleneck=12, sites=("attention", "ffn"), placement="he", scale=4.0)
 
 
 def adapt(model: nn.Module, method: Adapter) -> Attachment:
@@ -79,10 +90,11 @@ def bert_block(method: Adapter) -> tuple[Attachment, Any, Watched, Watched]:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("placement", ["unipelt", "pfeiffer"])
 @pytest.mark.parametrize("gated", [False, True])
-def test_unipelt_placement(gated: bool) -> None:
+def test_unipelt_placement(gated: bool, placement: Any) -> None:
     """u = LN(f + a), z = f + g A(u), out = LN(z + a): the authors' twice-run norm."""
-    method = Adapter(reduction_factor=2, placement="unipelt", gate=Gate() if gated else None)
+    method = Adapter(reduction_factor=2, placement=placement, gate=Gate() if gated else None)
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -118,8 +130,9 @@ def test_sequential_in_a_post_norm_block() -> None:
 
 
 @torch.no_grad()
-def test_parallel_in_a_post_norm_block() -> None:
-    method = Adapter(reduction_factor=2, placement="parallel", gate=Gate())
+@pytest.mark.parametrize("placement", ["parallel", "he"])
+def test_parallel_in_a_post_norm_block(placement: Any) -> None:
+    method = Adapter(reduction_factor=2, placement=placement, gate=Gate())
     attachment, frozen, block, attention = bert_block(method)
     a = attention.output
     f = frozen.output.dense(frozen.intermediate(a))
@@ -129,9 +142,9 @@ def test_parallel_in_a_post_norm_block() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("placement", ["sequential", "parallel"])
+@pytest.mark.parametrize("placement", ["sequential", "parallel", "pfeiffer", "he"])
 def test_pre_norm_block(placement: Any) -> None:
-    """GPT-2, x + f + A(h), with h = f or h = LN(x)."""
+    """GPT-2, x + f + A(h), with h = f, LN(x), f + x or x."""
     model: Any = tiny_gpt2()
     frozen = copy.deepcopy(model.transformer.h[0])
     attachment = adapt(model, Adapter(reduction_factor=2, placement=placement))
@@ -140,7 +153,8 @@ def test_pre_norm_block(placement: Any) -> None:
     x = middle.input
     h = frozen.ln_2(x)
     f = frozen.mlp(h)
-    expected = x + f + added(attachment, 0, f if placement == "sequential" else h)
+    reads = {"sequential": f, "parallel": h, "pfeiffer": f + x, "he": x}
+    expected = x + f + added(attachment, 0, reads[placement])
     torch.testing.assert_close(block.output, expected, rtol=0, atol=1e-5)
 
 
@@ -208,6 +222,130 @@ def test_auto_is_the_blocks_own_placement(name: str, same: Any) -> None:
     assert torch.equal(*logits)
 
 
+class Sublayer(NamedTuple):
+    """Paths in block 0: what reads a, what returns f, what is given f + a, and a post-norm."""
+
+    site: str
+    reads: str
+    returns: str
+    then: str
+    norm: str | None = None
+
+
+SUBLAYERS = {
+    "llama": [
+        Sublayer("attention", "input_layernorm", "self_attn.o_proj", "post_attention_layernorm"),
+        Sublayer("ffn", "post_attention_layernorm", "mlp.down_proj", ""),
+    ],
+    "gpt2": [
+        Sublayer("attention", "ln_1", "attn.c_proj", "ln_2"),
+        Sublayer("ffn", "ln_2", "mlp.c_proj", ""),
+    ],
+    "t5": [
+        Sublayer(
+            "attention", "layer.0.layer_norm", "layer.0.SelfAttention.o", "layer.1.layer_norm"
+        ),
+        Sublayer(
+            "cross_attention",
+            "layer.1.layer_norm",
+            "layer.1.EncDecAttention.o",
+            "layer.2.layer_norm",
+        ),
+        Sublayer("ffn", "layer.2.layer_norm", "layer.2.DenseReluDense.wo", ""),
+    ],
+    "mbart": [Sublayer("ffn", "final_layer_norm", "fc2", "")],
+    "bert": [
+        Sublayer(
+            "attention",
+            "attention.self",
+            "attention.output.dense",
+            "attention.output.LayerNorm",
+            "attention.output.LayerNorm",
+        ),
+        Sublayer("ffn", "intermediate", "output.dense", "output.LayerNorm", "output.LayerNorm"),
+    ],
+    "bart": [
+        Sublayer("ffn", "fc1", "fc2", "final_layer_norm", "final_layer_norm"),
+    ],
+}
+BLOCKS = {
+    "llama": "model.layers.0",
+    "gpt2": "transformer.h.0",
+    "t5": "decoder.block.0",
+    "mbart": "model.decoder.layers.0",
+    "bert": "bert.encoder.layer.0",
+    "bart": "model.decoder.layers.0",
+}
+CASES = [(name, sublayer) for name, found in SUBLAYERS.items() for sublayer in found]
+
+
+def in_adapterhub(f: Tensor, a: Tensor, norm: Any, kind: str, adapter: Any) -> Tensor:
+    """What ``adapters`` 1.3 gives to the sum: ``seq_bn`` with original_ln_before, or ``par_bn``."""
+    if kind == "par_bn":
+        return f + 4 * adapter(a)
+    return f + adapter(norm(f + a) if norm else f + a)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "placement", "scale"), [("seq_bn", "pfeiffer", 1.0), ("par_bn", "he", 4.0)]
+)
+@pytest.mark.parametrize(("name", "sublayer"), CASES, ids=[f"{n}-{s.site}" for n, s in CASES])
+def test_placements_of_adapterhub(
+    name: str, sublayer: Sublayer, kind: str, placement: Any, scale: float
+) -> None:
+    """The block continues with what AdapterHub adds to a, in pre-norm and post-norm blocks."""
+    model = build(name)
+    block = model.get_submodule(BLOCKS[name])
+    norm = sublayer.norm and copy.deepcopy(block.get_submodule(sublayer.norm))
+    f, a = (
+        Watched(block.get_submodule(sublayer.returns)),
+        Watched(block.get_submodule(sublayer.reads)),
+    )
+    then = Watched(block.get_submodule(sublayer.then))
+    method = Adapter(reduction_factor=2, sites=[sublayer.site], placement=placement, scale=scale)
+    attachment = adapt(model, method)
+    stack = attachment.anatomy.stacks[-1].name
+    number = [s.stack for s in attachment.plan.place(attachment.anatomy)[0].sites].index(stack)
+    output(model, inputs(name))
+    seen = then.output if sublayer.then == "" else then.input
+    z = in_adapterhub(f.output, a.input, norm, kind, lambda h: added(attachment, number, h))
+    torch.testing.assert_close(seen, z + a.input, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("placement", ["pfeiffer", "he"])
+def test_parallel_residuals(placement: Any) -> None:
+    """GPT-NeoX, x + attention + f + A(h), with h = f + x or x."""
+    model: Any = build("gpt_neox")
+    layer = model.gpt_neox.layers[0]
+    attention, f = Watched(layer.attention.dense), Watched(layer.mlp.dense_4h_to_h)
+    x, block = Watched(layer.post_attention_layernorm), Watched(layer)
+    attachment = adapt(model, Adapter(reduction_factor=2, placement=placement))
+    model(input_ids=TOKENS)
+    h = x.input if placement == "he" else f.output + x.input
+    expected = x.input + attention.output + f.output + added(attachment, 0, h)
+    torch.testing.assert_close(block.output, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["pfeiffer", "he"])
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "dinov2"])
+def test_blocks_that_change_the_output_before_the_sum_are_refused(
+    name: str, placement: Any
+) -> None:
+    message = (
+        rf"'{placement}' needs blocks .* {name} does not do so after ffn in block 0 .*parallel"
+    )
+    with pytest.raises(ValueError, match=message):
+        attach(build(name), Plan.uniform(Adapter(placement=placement)))
+
+
+def test_a_plan_of_an_older_version_has_no_scale() -> None:
+    config = Plan.uniform(Adapter()).to_config()
+    del config["init_args"]["groups"][0]["methods"][0]["init_args"]["scale"]
+    assert from_config(config) == Plan.uniform(Adapter(scale=1.0))
+
+
 def test_unipelt_placement_needs_a_norm_after_the_sum() -> None:
     with pytest.raises(ValueError, match="gpt2 has no such norm: use placement='sequential'"):
         attach(tiny_gpt2(), Plan.uniform(Adapter(placement="unipelt")))
@@ -218,6 +356,8 @@ def test_unipelt_placement_needs_a_norm_after_the_sum() -> None:
     [
         ({"activation": "rellu"}, "'rellu': did you mean 'relu'"),
         ({"placement": "paralel"}, "'paralel': did you mean 'parallel'"),
+        ({"scale": 0.0}, "scale=0.0, expected a positive number"),
+        ({"scale": float("nan")}, "scale=nan"),
         ({"bottleneck": 0}, "bottleneck=0"),
         ({"reduction_factor": 0}, "reduction_factor=0"),
     ],

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
 import torch
+from families.family import Family
 from torch import Tensor, nn
-from zoo import build, inputs, output
+from transformers import BertForMaskedLM
+from zoo import ZOO, build, inputs, output
 
-from lightning_pelt import BitFit, Gate, Group, Plan, attach
+from lightning_pelt import IA3, BitFit, Gate, Group, LoRA, Plan, attach
 from lightning_pelt.attach import Attachment
+from lightning_pelt.methods.base import Method
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_llama
 
 
@@ -112,6 +116,93 @@ def test_sites_outside_the_blocks_need_all_blocks() -> None:
         m.site.path for m in part.submodules["bitfit"]
     }
     assert outer == {"bert.embeddings.LayerNorm", "bert.pooler.dense"}
+
+
+MOONSHINE = {
+    f"{stack}_num_{heads}": 4
+    for stack in ("encoder", "decoder")
+    for heads in ("attention_heads", "key_value_heads")
+}
+SAM = {
+    "vision_config": {
+        **{"image_size": 32, "patch_size": 4, "window_size": 3, "global_attn_indexes": [1]},
+        **{"output_channels": 32, "num_pos_feats": 16},
+    },
+    "prompt_encoder_config": {
+        **{"image_size": 32, "patch_size": 4, "image_embedding_size": 8, "hidden_size": 32}
+    },
+    "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "attention_downsample_rate": 2},
+}
+
+
+def moonshine() -> tuple[Any, dict[str, Tensor]]:
+    """A group norm over (B, C, T), here with as many frames as channels."""
+    model = Family("moonshine", "UsefulSensors/moonshine-tiny", options=MOONSHINE).build()
+    batch = {"input_values": torch.randn(2, 127 + 31 * 64), "decoder_input_ids": torch.ones(2, 3)}
+    return model, {**batch, "decoder_input_ids": batch["decoder_input_ids"].long()}
+
+
+def sam() -> tuple[Any, dict[str, Tensor]]:
+    """Norms over (B, C, H, W) behind its encoder."""
+    model = Family("sam", "facebook/sam-vit-base", options=SAM).build()
+    points = torch.tensor([[[[3.0, 5.0]]], [[[9.0, 1.0]]]])
+    return model, {"pixel_values": torch.randn(2, 3, 32, 32), "input_points": points}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [moonshine, sam])
+def test_norms_with_channels_first(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = make()
+    changed, base = copy.deepcopy(model), model(**batch)[0]
+    attachment = tuned(model, BitFit(sites=("norm",)))
+    first = []
+    for module in attachment.submodules["bitfit"]:
+        norm = changed.get_submodule(module.site.path)
+        if norm.bias is None:
+            norm.bias = nn.Parameter(torch.zeros_like(module.bias))
+        norm.bias += module.bias
+        first += [] if module.channels_last else [module.site.path]
+    expected, found = changed(**batch)[0], model(**batch)[0]
+    assert (found - base).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    attachment.detach()
+
+    with caplog.at_level(logging.WARNING, "lightning_pelt"):
+        gated = attach(model, Plan.uniform(BitFit(sites=("norm",), gate=Gate())))
+    assert caplog.records[0].message.startswith(f"bitfit: no bias in {', '.join(first)} of ")
+    assert not {module.site.path for module in gated.submodules["bitfit"]} & set(first)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [BitFit(), LoRA(), IA3()], ids=lambda method: method.name)
+def test_layers_that_return_a_scaling_factor(method: Method) -> None:
+    """Those of I-BERT return None for it in floating point; in integers an update is refused."""
+    model = Family("ibert", "kssteven/ibert-roberta-base").build()
+    tokens = torch.arange(3, 19).view(2, 8)
+    changed, base = copy.deepcopy(model), model(input_ids=tokens)[0]
+    attachment = attach(model, Plan.uniform(method))
+    awaken(attachment)
+    found = model(input_ids=tokens)[0]
+    assert (found - base).abs().max() > 1e-2
+    if isinstance(method, BitFit):
+        for module in attachment.submodules["bitfit"]:
+            changed.get_submodule(module.site.path).bias += module.bias
+        torch.testing.assert_close(found, changed(input_ids=tokens)[0], rtol=0, atol=2e-5)
+    for layer in model.modules():
+        if hasattr(layer, "quant_mode"):
+            layer.quant_mode = True
+    with pytest.raises(ValueError, match=r"computes in integers.*quant_mode=False"):
+        model(input_ids=tokens)
+
+
+def test_the_head_of_a_language_model_keeps_its_biases() -> None:
+    model = BertForMaskedLM(ZOO["bert"].config())
+    kept = {n: p.clone() for n, p in model.cls.named_parameters() if n.endswith("bias")}
+    attachment = tuned(model, BitFit())
+    assert len(kept) == 3
+    assert not any(m.site.path.startswith("cls.") for m in attachment.submodules["bitfit"])
+    found = dict(model.cls.named_parameters())
+    assert all(torch.equal(found[n], kept[n]) and not found[n].requires_grad for n in kept)
 
 
 def test_unknown_site() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from families.family import Family
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 from zoo import ZOO, build, inputs, output
@@ -34,8 +35,11 @@ class Attended:
     """One call of the attention function: its arguments without the prefix, its output with it."""
 
     def __init__(self, module: nn.Module, arguments: tuple, options: dict, output: Tensor) -> None:
-        self.module, self.options, self.output = module, options, output
-        self.query, self.key, self.value, self.mask = arguments[:4]
+        names = ("query", "key", "value", "attention_mask")
+        self.module, self.output = module, output
+        self.options = options | dict(zip(names, arguments, strict=False))
+        self.query, self.key, self.value = (self.options[name] for name in names[:3])
+        self.mask = self.options.get("attention_mask")
 
 
 @contextmanager
@@ -180,6 +184,106 @@ def test_bert_layer_from_hidden_states() -> None:
             weights = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(8), -1)
             expected[b, :, part] = weights @ v[:, part]
     torch.testing.assert_close(context, expected, rtol=0, atol=1e-5)
+
+
+SWIN = {
+    **{"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]},
+    **{"window_size": 4, "stage_names": ["stem", "stage1", "stage2"]},
+    **{"out_features": ["stage2"], "out_indices": [2]},
+}
+SAM = {
+    "vision_config": {
+        **{"image_size": 32, "patch_size": 4, "window_size": 3, "global_attn_indexes": [1]},
+        **{"output_channels": 32, "num_pos_feats": 16},
+    },
+    "prompt_encoder_config": {
+        **{"image_size": 32, "patch_size": 4, "image_embedding_size": 8, "hidden_size": 32}
+    },
+    "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 64, "attention_downsample_rate": 2},
+}
+QWEN = {
+    "vision_config": {
+        **{"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 2},
+        **{"mlp_ratio": 2, "spatial_merge_size": 2, "temporal_patch_size": 1, "in_channels": 3},
+    },
+    "text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+    **{"image_token_id": 120, "vision_start_token_id": 121, "vision_end_token_id": 122},
+    "video_token_id": 123,
+}
+
+
+def windows() -> tuple[Any, dict[str, Tensor]]:
+    """Swin: the attention reads (B x windows, T, d)."""
+    model = Family("swin", "microsoft/swin-tiny-patch4-window7-224", options=SWIN).build()
+    return model, {"pixel_values": torch.randn(2, 3, 16, 16)}
+
+
+def sets_of_points() -> tuple[Any, dict[str, Tensor]]:
+    """SAM's mask decoder: it reads (B, P, T, d), and its function (B x P, heads, T, d)."""
+    model = Family("sam", "facebook/sam-vit-base", options=SAM).build()
+    points = torch.rand(2, 3, 1, 2) * 32
+    return model, {"pixel_values": torch.randn(2, 3, 32, 32), "input_points": points}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["all", "token"])
+@pytest.mark.parametrize("make", [windows, sets_of_points])
+def test_gates_of_attentions_that_read_other_shapes(make: Any, pool: Any) -> None:
+    model, batch = make()
+    attachment = attach(
+        model,
+        Plan.uniform(Prefix(length=LENGTH, mlp=None, gate=Gate(pool=pool))),
+        example_inputs=batch,
+    )
+    awaken(attachment, std=0.3)
+    with watched() as calls:
+        model(**batch)
+    calls = [call for call in calls if "pelt_prefix" in call.module.__dict__]
+    assert len(calls) >= 4
+    for call in calls:
+        rows, tokens = call.query.shape[0], call.query.shape[2]
+        gate = call.module.__dict__["pelt_prefix"].gate.value
+        gate = gate.flatten(0, -2) if pool == "token" else gate.flatten()[:, None]
+        gate = gate.repeat_interleave(rows // len(gate), 0).expand(-1, tokens)
+        expected = by_hand(call, *own_prefix(call.module), gate)
+        torch.testing.assert_close(call.output, expected, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_gates_of_images_one_by_one() -> None:
+    """Qwen2-VL reads the patches of all images as one row, and attends within each image."""
+    model: Any = Family("qwen2_vl", "Qwen/Qwen2-VL-2B-Instruct", options=QWEN).build()
+    words = torch.tensor([[5, 121, *[120] * 4, 122, 7, 121, *[120] * 6, 122, 9]])
+    grid, patches = torch.tensor([[1, 4, 4], [1, 4, 6]]), torch.randn(40, 12)
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    batch |= {"pixel_values": patches, "image_grid_thw": grid}
+    batch["mm_token_type_ids"] = (words == 120).long()
+    plan = Plan.uniform(Prefix(length=LENGTH, mlp=None, gate=Gate(pool="token")))
+    attachment = attach(model, plan, example_inputs=batch)
+    awaken(attachment, std=0.3)
+    together = model.visual(patches, grid_thw=grid).last_hidden_state
+    alone = [
+        model.visual(part, grid_thw=size[None]).last_hidden_state
+        for part, size in zip(patches.split([16, 24]), grid, strict=True)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=2e-5)
+    for gate in attachment.gates.values():
+        gate.set_open(0.0)
+    closed = model.visual(patches, grid_thw=grid).last_hidden_state
+    assert (closed - together).abs().max() > 1e-2
+
+
+def test_a_gate_of_other_tokens_is_refused() -> None:
+    model: Any = tiny_bert()
+    prefixed(model, Prefix(length=LENGTH, mlp=None, gate=Gate(pool="token")))
+    model(input_ids=TOKENS)
+    module = model.bert.encoder.layer[0].attention.self
+    function = AttentionInterface().get_interface("sdpa", lambda *a, **k: None)
+    heads = torch.zeros(2, 4, 5, 8)
+    with pytest.raises(
+        ValueError, match=r"gate of the prefix at .*self.*\(2, 8, 1\).*2 x 5 tokens"
+    ):
+        function(module, heads, heads, heads, None)
 
 
 @pytest.mark.slow

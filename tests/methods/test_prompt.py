@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from zoo import build, inputs, output
+from zoo import ZOO, build, inputs, output
 
 from lightning_pelt import Gate, LoRA, Plan, Prompt, attach
 from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_gpt2
@@ -83,6 +84,64 @@ def test_t5_is_fed_the_prompt_by_hand() -> None:
     torch.testing.assert_close(ours, by_hand, rtol=0, atol=1e-6)
 
 
+WORDS = torch.tensor([7, 12, 5])
+SCALED = {"scale_embedding": True}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in [*FAMILIES, "xlm-roberta", "deberta-v2", "mpnet", "umt5"]),
+        *((name, SCALED) for name in ["bart", "mbart", "pegasus", "marian"]),
+    ],
+)
+def test_a_prompt_of_words_is_these_words(name: str, options: dict[str, Any]) -> None:
+    """Whatever an encoder does with embeddings: Marian scales those of words in its forward."""
+    entry = ZOO[name]
+    model = dataclasses.replace(entry, options={**entry.options, **options}).build(task=False)
+    batch = inputs(name)
+    front = WORDS.expand(2, -1)
+    words = {**batch, "input_ids": torch.cat([front, batch["input_ids"]], 1)}
+    words["attention_mask"] = torch.cat([torch.ones_like(front), batch["attention_mask"]], 1)
+    expected = model(**words).last_hidden_state
+    base = model(**batch).last_hidden_state
+    rows = model.get_input_embeddings()(WORDS)
+
+    attachment = attach(model, Plan.uniform(Prompt(length=3, gate=Gate(learned=False))))
+    attachment.parameter_groups()["prompt"][0].copy_(rows)
+    found = model(**batch).last_hidden_state
+    expected = expected[:, -found.shape[1] :]
+    real = batch["attention_mask"].bool() if entry.kind == "encoder" else slice(None)
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=2e-5)
+    (gate,) = attachment.gates.values()
+    gate.set_open(0.0)
+    assert torch.equal(model(**batch).last_hidden_state, base)
+
+
+@torch.no_grad()
+def test_padding_on_the_left() -> None:
+    """RoBERTa counts the positions of real tokens, and so it does behind a prompt."""
+    model = build("roberta", task=False)
+    awaken(attach(model, Plan.uniform(Prompt(length=3))))
+    ids, pad = torch.tensor([[8, 9, 10]]), torch.zeros(1, 2, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    right = model(torch.cat([ids, pad], 1), torch.cat([mask, pad], 1)).last_hidden_state[:, :3]
+    left = model(torch.cat([pad, ids], 1), torch.cat([pad, mask], 1)).last_hidden_state[:, 2:]
+    torch.testing.assert_close(left, right, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_the_decoder_is_not_prompted() -> None:
+    """It looks words up in the same table, which may be the same module."""
+    model: Any = build("t5")
+    batch = inputs("t5")
+    awaken(attach(model, Plan.uniform(Prompt(length=4))))
+    expected = output(model, batch)
+    model.decoder.embed_tokens = model.encoder.embed_tokens
+    assert torch.equal(output(model, batch), expected)
+
+
 def test_bert_pools_its_own_first_token() -> None:
     model = tiny_bert()
     tokens = torch.arange(3, 11)[None]
@@ -143,9 +202,22 @@ def test_decoders_are_pointed_to_prefix() -> None:
         attach(tiny_gpt2(), Plan.uniform(Prompt()))
 
 
+@pytest.mark.parametrize("name", ["electra", "vit", "wav2vec2", "whisper", "clip"])
+def test_models_without_embeddings_of_words_are_refused(name: str) -> None:
+    model = build(name)
+    names = set(model.state_dict())
+    with pytest.raises(ValueError, match=rf"^{name} has no token embeddings.*use Prefix"):
+        attach(model, Plan.uniform(Prompt(length=4)))
+    assert set(model.state_dict()) == names
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"length": 0}, "length=0"), ({"init": "vocab"}, "did you mean 'vocabulary'")],
+    [
+        ({"length": 0}, "length=0"),
+        ({"init": "vocab"}, "did you mean 'vocabulary'"),
+        ({"gate": Gate(pool="token")}, r"pool='token'.*use pool='masked', or 'all'"),
+    ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -78,14 +78,14 @@ class NoGrad(Stranger):
 
 
 class UpperBlockOnly(Stranger):
-    """The lower block runs without gradients."""
+    """The lower block runs without gradients, in training alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net.encoder.layer[1].register_forward_pre_hook(self.cut)
 
     def cut(self, module: nn.Module, args: tuple) -> tuple:
-        return (args[0].detach(), *args[1:])
+        return (args[0].detach(), *args[1:]) if module.training else args
 
 
 class Outsider(Stranger):

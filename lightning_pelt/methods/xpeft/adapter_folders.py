@@ -13,23 +13,29 @@ from torch import Tensor
 
 from lightning_pelt.methods.adapter import Adapter
 from lightning_pelt.methods.config import rebuild
+from lightning_pelt.methods.xpeft.bank import HUB
 from lightning_pelt.utils.adapter_format import CONFIG, TENSORS, read_adapters, refuse_damage
 from lightning_pelt.utils.json_data import parse_json
 
 HUB_WEIGHTS = ("adapter.safetensors", "model.safetensors", "pytorch_adapter.bin")
 REMEDY = "a bank takes adapters of Pfeiffer et al.: ungated, relu, after the feed-forward layers"
 
+PLACEMENTS = ("auto", "pfeiffer", "unipelt")  # of Pfeiffer et al., in post-norm blocks at least
+
 # One adapter by block and by "down", "down_bias", "up" or "up_bias".
 AdapterTensors = dict[tuple[int, str], Tensor]
 
 
 class AdapterWeights(NamedTuple):
-    """One adapter for all L blocks, in the layout of a bank, in float32."""
+    """One adapter for all L blocks, in the layout of a bank, in float32.
 
-    A: Tensor  # (L, d * b)
-    B: Tensor  # (L, b * d)
-    a_bias: Tensor  # (L, b)
-    b_bias: Tensor  # (L, d)
+    Attributes:
+        tensors: A (L, d * b), B (L, b * d), a_bias (L, b) and b_bias (L, d).
+        placement: where it was trained, see :attr:`BankTensors.placements`.
+    """
+
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
+    placement: str
 
 
 def read_adapter(folder: Path, *, blocks: int, width: int, bottleneck: int) -> AdapterWeights:
@@ -40,9 +46,9 @@ def read_adapter(folder: Path, *, blocks: int, width: int, bottleneck: int) -> A
         ValueError: a file is damaged, or the adapter has another kind, other blocks or shapes.
     """
     if (folder / TENSORS).is_file():
-        tensors = _read_pelt(folder)
+        tensors, placement = _read_pelt(folder)
     elif (folder / CONFIG).is_file():
-        tensors = _read_hub(folder)
+        tensors, placement = _read_hub(folder), HUB
     else:
         raise FileNotFoundError(
             f"{folder} has no trained adapter: expected {TENSORS} of save_adapters, or {CONFIG} "
@@ -56,7 +62,7 @@ def read_adapter(folder: Path, *, blocks: int, width: int, bottleneck: int) -> A
             _check_tensor(folder, f"{name} of block {block}", tensors.get((block, name)), shape)
     stacks = {n: torch.stack([tensors[i, n].float() for i in range(blocks)]) for n in shapes}
     A, B = (stacks[name].transpose(1, 2).flatten(1) for name in ("down", "up"))
-    return AdapterWeights(A, B, stacks["down_bias"], stacks["up_bias"])
+    return AdapterWeights((A, B, stacks["down_bias"], stacks["up_bias"]), placement)
 
 
 def _check_blocks(folder: Path, found: set[int], blocks: int) -> None:
@@ -87,7 +93,8 @@ def _check_tensor(folder: Path, what: str, tensor: Tensor | None, shape: tuple[i
 # -- folders of save_adapters -------------------------------------------------------------------
 
 
-def _read_pelt(folder: Path) -> AdapterTensors:
+def _read_pelt(folder: Path) -> tuple[AdapterTensors, str]:
+    """The tensors and the placement of the adapter."""
     path = folder / TENSORS
     config, tensors = read_adapters(path)
     refuse_damage(path, config, tensors)
@@ -107,13 +114,15 @@ def _read_pelt(folder: Path) -> AdapterTensors:
         "gate": method.gate,
         "activation": method.activation,
         "sites": list(method.sites),
-        "placement": "unipelt" if method.placement == "auto" else method.placement,
+        "placement": "unipelt" if method.placement in PLACEMENTS else method.placement,
+        "scale": method.scale,
     }
     expected = {"gate": None, "activation": "relu", "sites": ["ffn"], "placement": "unipelt"}
-    _check_settings(folder, found, expected)
+    _check_settings(folder, found, {**expected, "scale": 1.0})
     name = re.compile(rf"\.pelt\.{re.escape(method.name)}_ffn\.net\.(\w+)$")
     matches = ((key, name.search(key), tensor) for key, tensor in tensors.items())
-    return _by_block(folder, ((key, match[1], t) for key, match, t in matches if match))
+    by_block = _by_block(folder, ((key, match[1], t) for key, match, t in matches if match))
+    return by_block, method.placement
 
 
 # -- folders of AdapterHub ----------------------------------------------------------------------
@@ -137,14 +146,16 @@ HUB_SETTINGS = {
     "inv_adapter": None,
     "invertible_adapter": None,
 }
+# Families whose interface in ``adapters`` takes the residual from behind the norm.
+HUB_NORMED = ("modernbert",)
 HUB_KEY = re.compile(r"adapters\.[^.]+\.adapter_(down\.0|up)\.(weight|bias)$")
 
 
 def _read_hub(folder: Path) -> AdapterTensors:
     path = folder / CONFIG
     try:
-        settings = parse_json(path.read_bytes(), path)["config"]
-        found = {str(name).lower(): value for name, value in settings.items()}
+        whole = parse_json(path.read_bytes(), path)
+        found = {str(name).lower(): value for name, value in whole["config"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not the configuration of an AdapterHub adapter: expected JSON with a "
@@ -152,6 +163,11 @@ def _read_hub(folder: Path) -> AdapterTensors:
         ) from error
     required = {"output_adapter": None, "mh_adapter": None, "non_linearity": None}
     _check_settings(folder, {**required, **found}, HUB_SETTINGS)
+    if whole.get("model_type") in HUB_NORMED:
+        raise ValueError(
+            f"{folder} has an adapter of {whole['model_type']}, for which AdapterHub adds the "
+            "normed input of the feed-forward instead of the residual stream. No placement does so"
+        )
     return _by_block(folder, _hub_names(folder, _hub_tensors(folder)))
 
 

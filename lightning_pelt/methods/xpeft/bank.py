@@ -15,6 +15,7 @@ from lightning_pelt.methods.config import Configured
 from lightning_pelt.methods.xpeft._philox import RECIPE, integers
 
 SCALE = 2.0**-7  # of a random weight; exact in every dtype
+HUB = "adapterhub"  # among the placements of a bank: that of SeqBnConfig
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -32,6 +33,9 @@ class BankTensors:
         b_bias: (L, N, d); None means zero.
         width: d.
         digest: SHA-256 of the bank in hexadecimal, equal for all dtypes and devices.
+        placements: where the adapters were trained: placements of
+            :class:`lightning_pelt.Adapter`, and :data:`HUB` for AdapterHub's. Empty for random
+            banks, and where a file does not say it.
 
     Example:
         >>> tensors = RandomBank(size=3).load(blocks=2, width=8, bottleneck=4)
@@ -47,6 +51,7 @@ class BankTensors:
     b_bias: Tensor | None
     width: int
     digest: str
+    placements: frozenset[str] = frozenset()
 
     @property
     def blocks(self) -> int:

@@ -7,20 +7,22 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_pelt.methods.xpeft.bank import BankTensors
+from lightning_pelt.methods._sublayer_hooks import Placement
+from lightning_pelt.methods.xpeft.bank import HUB, BankTensors
 from lightning_pelt.utils.files import write_aside
 from lightning_pelt.utils.json_data import parse_json
 
 SUFFIX = ".safetensors"
 FORMAT = "1"
 HEADER = "lightning_pelt_bank"
+KNOWN = ("format", "width", "digest")
 NAMES = ("A", "B", "a_bias", "b_bias")
 
 
@@ -66,6 +68,7 @@ def save_bank(tensors: BankTensors, path: str | Path) -> Path:
         for name, tensor in zip(NAMES, parts, strict=True)
     }
     entry = {"format": FORMAT, "width": tensors.width, "digest": found}
+    entry["placements"] = sorted(tensors.placements)
     header = {HEADER: json.dumps(entry)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, lambda aside: save_file(low, aside, metadata=header))
@@ -91,7 +94,8 @@ def load_bank(path: str | Path) -> BankTensors:
             f"{path} is damaged: its weights have the digest {found}, expected {expected}. Copy "
             "the file again, or write it again with save_bank"
         )
-    return BankTensors(A, B, a_bias, b_bias, width=width, digest=found)
+    placements = frozenset(header.get("placements", ()))
+    return BankTensors(A, B, a_bias, b_bias, width=width, digest=found, placements=placements)
 
 
 def read_size(path: Path) -> int:
@@ -152,4 +156,17 @@ def _header(path: Path, file: Any) -> dict[str, Any]:
             f"{path} is damaged: its header has width={width!r} and "
             f"digest={header.get('digest')!r}, expected a positive number and a text"
         )
+    _refuse_unknown_placements(path, header)
     return header
+
+
+def _refuse_unknown_placements(path: Path, header: dict[str, Any]) -> None:
+    """Files of older versions do not say where their adapters were trained."""
+    rest = {name: value for name, value in header.items() if name not in KNOWN}
+    placements, expected = rest.pop("placements", []), sorted({HUB, *get_args(Placement)})
+    listed = isinstance(placements, list) and all(each in expected for each in placements)
+    if rest or not listed:
+        raise ValueError(
+            f"{path} is damaged: its header has placements={placements!r}"
+            f"{f' and {sorted(rest)}' if rest else ''}, expected a list of {', '.join(expected)}"
+        )

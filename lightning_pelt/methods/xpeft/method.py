@@ -17,6 +17,7 @@ from lightning_pelt.methods.gate import Gate
 from lightning_pelt.methods.submodule import refer
 from lightning_pelt.methods.xpeft.aggregation import AggregatedAdapter
 from lightning_pelt.methods.xpeft.bank import Bank, BankTensors, RandomBank
+from lightning_pelt.methods.xpeft.bank_placement import follow, refuse_other_placement
 from lightning_pelt.methods.xpeft.masks import MaskKind, Masks
 from lightning_pelt.methods.xpeft.profile_heads import ProfileHeads
 from lightning_pelt.utils.errors import unknown
@@ -54,15 +55,16 @@ class XPEFT(BottleneckMethod):
             ``reduction_factor``.
         reduction_factor: see ``bottleneck``.
         sites: ``ffn``, ``attention``, ``cross_attention``.
-        placement: see :class:`lightning_pelt.Adapter`.
+        placement: see :class:`lightning_pelt.Adapter`. With a trained bank, ``auto`` is where its
+            adapters were trained.
         activation: activation of the adapters.
         precision: dtype of the bank in memory.
         gate: None for no gate. The gate reads ``h``.
         name: name of the parameter group, the gates and the log entries.
 
     Raises:
-        ValueError: ``k`` or ``profiles`` is below 1, ``k`` is larger than the bank, or another
-            option is out of range.
+        ValueError: ``k`` or ``profiles`` is below 1, ``k`` is larger than the bank, another
+            option is out of range, or the adapters of the bank were trained at another placement.
 
     Example:
         >>> from lightning_pelt import XPEFT, Plan, RandomBank, attach
@@ -150,6 +152,7 @@ class XPEFT(BottleneckMethod):
             bottleneck=self.width(sites[0]),
             dtype=getattr(torch, self.precision),
         )
+        refuse_other_placement(anatomy, sites, self.placement, bank)
         hard = self.mask == "hard"
         default = self.k**-0.5 if hard else self.bank.size**0.5
         masks = Masks(
@@ -190,7 +193,7 @@ class XPEFT(BottleneckMethod):
                 activation=self.activation,
                 gate=gate,
             )
-            hooked = hook_sublayer(net, site, self.placement)
+            hooked = hook_sublayer(net, site, follow(self.placement, bank))
             parts.append(Part(hooked.host, f"{self.name}_{site.role}", hooked))
         return parts
 

@@ -19,7 +19,9 @@ class TrainedBank(Bank):
 
     A folder was written by :func:`lightning_pelt.save_adapters` for a plan of one ungated
     ``Adapter`` after the feed-forward layers, or by AdapterHub's ``adapters`` library for an
-    adapter of Pfeiffer et al. (``SeqBnConfig``). One bank may combine both kinds.
+    adapter of Pfeiffer et al. (``SeqBnConfig``). One bank may combine both kinds. ``XPEFT`` with
+    the placement ``auto`` applies the adapters where they were trained: AdapterHub's read the
+    residual stream (the placement ``pfeiffer``) in pre-norm blocks too.
 
     The digest covers the weights as bfloat16, the dtype in which :func:`save_bank` stores them, so
     that all copies of a bank have the same digest in every dtype. It depends on the order of the
@@ -82,6 +84,8 @@ class TrainedBank(Bank):
             read_adapter(Path(folder), blocks=blocks, width=width, bottleneck=bottleneck)
             for folder in self.folders
         ]
-        A, B, a_bias, b_bias = (torch.stack(parts, 1) for parts in zip(*adapters, strict=True))
+        placements = frozenset(adapter.placement for adapter in adapters)
+        sides = zip(*(adapter.tensors for adapter in adapters), strict=True)
+        A, B, a_bias, b_bias = (torch.stack(side, 1) for side in sides)
         digest = fingerprint((A, B, a_bias, b_bias), width)
-        return BankTensors(A, B, a_bias, b_bias, width=width, digest=digest)
+        return BankTensors(A, B, a_bias, b_bias, width=width, digest=digest, placements=placements)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
@@ -101,20 +101,30 @@ class Sizing:
             blocks.append(Allotment(block, group_of[block], share, costs, _sizes(costs, share)))
         return Solution(self.anatomy, target, tuple(blocks))
 
+    def nearest(self, target: int) -> Solution:
+        """Sizes for ``target`` parameters, which may still miss it.
+
+        They are those of :meth:`solve` if these are within 5%. Otherwise, what is left of the
+        blocks' shares is carried from block to block, see :func:`fill`.
+        """
+        solution = self.solve(target)
+        return solution if solution.within else fill(solution)
+
     def solve_within(self, target: int) -> Solution:
-        """Sizes within 5% of ``target`` parameters, without the head and gates.
+        """Sizes for ``target`` parameters, without the head and gates.
+
+        They are those of :meth:`nearest`: within 5% of the target, or within 1% if leftovers had
+        to be carried. Budgets whose sizes need no carrying keep these sizes, since plans hold
+        budgets, and saved weights have these sizes.
 
         Raises:
             ValueError: no sizes are; the message gives the reason and the nearest budget that can
                 be met.
         """
-        solution = self.solve(target)
+        solution = self.nearest(target)
         if solution.within:
             return solution
-        # The nearest target that its own solution meets, to the next percent.
-        factors = chain.from_iterable((1.01**k, 1.01**-k) for k in range(1, SEARCH_STEPS))
-        nearby = (self.solve(round(target * factor)) for factor in factors)
-        found = next((s for s in nearby if s.total and s.within), None)
+        found = self._nearby(solution)
         remedy = (
             f"the nearest reachable total is {found.total:,}, with budget={found.target}"
             if found
@@ -122,9 +132,60 @@ class Sizing:
         )
         raise ValueError(
             f"a budget of {target:,} parameters gives {solution.total:,} on "
-            f"{self.anatomy.model_type}, {abs(solution.total / target - 1):.1%} off, and 5% is "
-            f"allowed: {_reason(solution)}; {remedy}"
+            f"{self.anatomy.model_type}, {abs(solution.total / target - 1):.1%} off, and 1% is "
+            f"allowed where leftovers are carried between blocks: {_reason(self.solve(target))}; "
+            f"{remedy}"
         )
+
+    def _nearby(self, missed: Solution) -> Solution | None:
+        """The solution of the nearest budget that can be met."""
+        units = {cost.unit for each in missed.blocks for cost in each.costs.values() if cost.unit}
+        # The total that was reached and the next ones, then every percent up and down.
+        near = [missed.total, *sorted(missed.total + unit for unit in units)]
+        solutions = [s for s in map(self.nearest, filter(None, near)) if s.within]
+        if solutions:
+            return min(solutions, key=lambda each: abs(each.total - missed.target))
+        factors = chain.from_iterable((1.01**k, 1.01**-k) for k in range(1, SEARCH_STEPS))
+        targets = dict.fromkeys(round(missed.target * factor) for factor in factors)
+        nearby = (self.nearest(target) for target in targets if target)
+        return next((each for each in nearby if each.within), None)
+
+
+def fill(solution: Solution) -> Solution:
+    """Carry what is left of the blocks' shares to other blocks.
+
+    Each method of a block gets at most one step more, so that sizes differ by one between blocks
+    of a group. The blocks with the largest remainder come first (of equal ones the earlier), each
+    with its cheapest step; then come the most expensive steps that still fit. Where the smallest
+    sizes of some blocks exceed their shares, others get one step less in the same way. What a block
+    with BitFit alone does not need is not carried: it is no remainder of rounding.
+    """
+    sizes = [dict(each.sizes) for each in solution.blocks]
+    left = sum(each.share - each.total for each in solution.blocks if not each.under_budget)
+    reduced = set()
+    for i, letter, unit in _steps(solution.blocks, -1) if left < 0 else ():
+        if left < 0 and sizes[i][letter] > 1:
+            sizes[i][letter] -= 1
+            left += unit
+            reduced.add((i, letter))
+    for i, letter, unit in _steps(solution.blocks, 1):
+        if unit <= left and (i, letter) not in reduced:
+            sizes[i][letter] += 1
+            left -= unit
+    blocks = tuple(replace(b, sizes=each) for b, each in zip(solution.blocks, sizes, strict=True))
+    return replace(solution, blocks=blocks, filled=True)
+
+
+def _steps(blocks: Sequence[Allotment], sign: int) -> Iterator[tuple[int, str, int]]:
+    """Index, letter and cost of each method's next step, in the order of :func:`fill`."""
+    order = sorted(range(len(blocks)), key=lambda i: sign * (blocks[i].total - blocks[i].share))
+    steps = [
+        sorted((cost.unit, letter) for letter, cost in blocks[i].costs.items() if cost.unit)
+        for i in order
+    ]
+    yield from ((i, each[0][1], each[0][0]) for i, each in zip(order, steps, strict=True) if each)
+    others = [(unit, i, k) for i, each in zip(order, steps, strict=True) for unit, k in each[1:]]
+    yield from ((i, k, unit) for unit, i, k in sorted(others, key=lambda other: -other[0]))
 
 
 def _sizes(costs: Mapping[str, Cost], share: int) -> dict[str, int]:

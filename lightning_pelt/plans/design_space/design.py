@@ -107,18 +107,21 @@ class Design(Plan):
         )
 
     def nearest(self, anatomy: Anatomy) -> Solution:
-        """The sizes on a model, even if their total is not within 5% of the budget.
+        """The sizes on a model, even if their total is not near enough to the budget.
 
         Raises:
             ValueError: the model has too few blocks, or cannot take one of the methods.
         """
-        return self.sizing(anatomy).solve(self.target(anatomy))
+        return self.sizing(anatomy).nearest(self.target(anatomy))
 
     def solution(self, anatomy: Anatomy) -> Solution:
         """The sizes on a model.
 
+        They are within 5% of the budget, or within 1% if what is left of the blocks' shares had to
+        be carried from block to block.
+
         Raises:
-            ValueError: as :meth:`nearest`, or no sizes are within 5% of the budget.
+            ValueError: as :meth:`nearest`, or there are no such sizes.
         """
         return self.sizing(anatomy).solve_within(self.target(anatomy))
 

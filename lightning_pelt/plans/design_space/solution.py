@@ -13,7 +13,8 @@ from lightning_pelt.plans.design_space.patterns import Block
 from lightning_pelt.plans.design_space.strategies import template
 from lightning_pelt.plans.plan import Group, Plan
 
-TOLERANCE = Fraction(5, 100)
+TOLERANCE = Fraction(5, 100)  # of sizes that fit each block's share
+FILLED_TOLERANCE = Fraction(1, 100)  # of sizes for which leftovers were carried
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Solution:
         anatomy: of the model.
         target: the budget in parameters, without the head and gates.
         blocks: ordered by group, then in network order.
+        filled: whether what was left of some blocks' shares was carried to others.
 
     Example:
         >>> from lightning_pelt import Design
@@ -84,6 +86,7 @@ class Solution:
     anatomy: Anatomy
     target: int
     blocks: tuple[Allotment, ...]
+    filled: bool = False
 
     @property
     def total(self) -> int:
@@ -92,8 +95,9 @@ class Solution:
 
     @property
     def within(self) -> bool:
-        """Whether the total is within 5% of the target."""
-        return abs(self.total - self.target) <= TOLERANCE * self.target
+        """Whether the total is within 5% of the target, or of 1% if leftovers were carried."""
+        tolerance = FILLED_TOLERANCE if self.filled else TOLERANCE
+        return abs(self.total - self.target) <= tolerance * self.target
 
     def plan(self, gate: Gate | None = None) -> Plan:
         """The plan with these sizes; blocks of a group with equal sizes form one group.

@@ -62,12 +62,18 @@ PFEIFFER = {
 }
 
 
-def hub_tensors(*, blocks: int = 2, width: int = 4, bottleneck: int = 2) -> dict[str, Tensor]:
+def hub_tensors(
+    *,
+    blocks: int = 2,
+    width: int = 4,
+    bottleneck: int = 2,
+    layers: str = "bert.encoder.layer.{}.output",
+) -> dict[str, Tensor]:
     """The state of a Pfeiffer adapter named 7; its output biases hold minus the block's number."""
     draw = torch.Generator().manual_seed(blocks + width + bottleneck)
     tensors = {}
     for block in sorted(range(blocks), key=str):
-        prefix = f"bert.encoder.layer.{block}.output.adapters.7."
+        prefix = f"{layers.format(block)}.adapters.7."
         tensors[f"{prefix}adapter_down.0.weight"] = torch.randn(bottleneck, width, generator=draw)
         tensors[f"{prefix}adapter_down.0.bias"] = torch.randn(bottleneck, generator=draw)
         tensors[f"{prefix}adapter_up.weight"] = torch.randn(width, bottleneck, generator=draw)
@@ -81,12 +87,13 @@ def hub_folder(
     name: str = "pytorch_adapter.bin",
     tensors: dict[str, Tensor] | None = None,
     config: dict[str, Any] | None = None,
-    **shape: int,
+    model_type: str = "bert",
+    **shape: Any,
 ) -> str:
-    """A folder in the format of AdapterHub's library."""
+    """A folder in the format of AdapterHub's library; ``shape`` is of :func:`hub_tensors`."""
     folder.mkdir(exist_ok=True)
     state = hub_tensors(**shape) if tensors is None else tensors
-    whole = {"config": {**PFEIFFER, **(config or {})}, "model_type": "bert", "version": "1.3.0"}
+    whole = {"config": {**PFEIFFER, **(config or {})}, "model_type": model_type, "version": "1.3.0"}
     (folder / "adapter_config.json").write_text(json.dumps(whole))
     if name.endswith(".bin"):
         torch.save(state, folder / name)

@@ -1,0 +1,70 @@
+"""Residuals: the tensor that a block adds to the output of each of its sublayers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_pelt.anatomy._norms import dropout_after
+from lightning_pelt.anatomy._recorded_model import RecordedModel
+from lightning_pelt.anatomy.calls import Call
+from lightning_pelt.anatomy.sites import Residual, Source
+
+
+def find_residuals(
+    recorded: RecordedModel, block: str, outputs: Sequence[Call]
+) -> list[Residual | None]:
+    """The residual of each sublayer of a block; None where the block does not add ``f`` itself.
+
+    It is a tensor ``a`` that a module of the block reads, and ``f + a`` is the block's output or
+    read by a module of the block. For parallel residuals, as in GPT-NeoX, the sum holds the outputs
+    of all sublayers.
+
+    Args:
+        recorded: the model.
+        block: path of the block.
+        outputs: the calls that return the outputs ``f`` of all sublayers of the block.
+    """
+    inside = recorded.called(block)
+    whole = recorded.first.get(recorded.model.get_submodule(block))
+    ends = [] if whole is None or whole.output is None else [whole.output]
+    seen = {id(tensor): tensor for call in inside for tensor in call.inputs.values()}
+    sums = [tensor.detach() for tensor in (*ends, *seen.values()) if tensor.is_floating_point()]
+    parts = [call.output for call in outputs if call.output is not None]
+    found: list[Residual | None] = []
+    for output in outputs:
+        read = list(_read_before(recorded, block, inside, output))
+        sources = [s for a, s in read if _occurs(sums, a, [output.output])]
+        sources += [s for a, s in read if len(parts) > 1 and _occurs(sums, a, parts)]
+        path = recorded.names[dropout_after(recorded, block, output) or output.module]
+        found.append(Residual(path, sources[0]) if sources else None)
+    return found
+
+
+def _read_before(
+    recorded: RecordedModel, block: str, inside: Sequence[Call], output: Call
+) -> Iterator[tuple[Tensor, Source]]:
+    """The tensors of the shape of ``f`` that modules of the block read before it, and where."""
+    shape = None if output.output is None else output.output.shape
+    for call in inside:
+        path = recorded.names[call.module]
+        if call is output:
+            return
+        if path == block or recorded.repeats(call.module, block):
+            continue
+        for argument, tensor in call.inputs.items():
+            if tensor.is_floating_point() and tensor.shape == shape:
+                yield tensor.detach(), Source(path, argument, tensor.shape[-1])
+
+
+def _occurs(sums: Sequence[Tensor], residual: Tensor, parts: Sequence[Tensor | None]) -> bool:
+    """Whether ``residual`` plus all ``parts`` is among ``sums``."""
+    total = residual
+    for part in parts:
+        if part is None or part.numel() != total.numel():
+            return False
+        total = total + part.detach().reshape(total.shape)
+    same = [tensor.reshape(total.shape) for tensor in sums if tensor.numel() == total.numel()]
+    return any(torch.allclose(tensor, total, atol=1e-6) for tensor in same)
