@@ -40,8 +40,9 @@ def find_feed_forward(
     Of several the largest one counts, and those behind the attentions count before others: a block
     may have adapters (X-MOD), projections of other inputs (Gemma 3n), or a second feed-forward in
     front (Conformers). Of equal ones that follow each other the last counts (MobileBERT), and none
-    of those that do not (LXMERT has one for words and one for images). A pair of linear layers with
-    a convolution in between (SegFormer) counts if nothing else does.
+    of those that do not (LXMERT has one for words and one for images; that of Higgs Audio for
+    sounds may not run). A pair of linear layers with a convolution in between (SegFormer) counts
+    if nothing else does.
 
     Args:
         recorded: the model.
@@ -73,7 +74,20 @@ def find_feed_forward(
     ranks = [(each.number >= after, _size(each)) for each in candidates]
     best = [each for each, rank in zip(candidates, ranks, strict=True) if rank == max(ranks)]
     last = max(best, key=lambda each: each.number, default=None)
-    return last if all(each is last or _follows(recorded, last, each) for each in best) else None
+    follows = all(each is last or _follows(recorded, last, each) for each in best)
+    return last if follows and not (last and _has_idle_twin(recorded, path, last)) else None
+
+
+def _has_idle_twin(recorded: RecordedModel, path: str, each: FeedForward) -> bool:
+    """Whether a module of the same class stands beside that of a feed-forward, and does not run."""
+    inner = recorded.names[(each.last or each.output).module]
+    owner = inner.rpartition(".")[0] if each.last else inner
+    if not owner.startswith(f"{path}."):
+        return False
+    kind = type(recorded.model.get_submodule(owner))
+    beside = recorded.model.get_submodule(owner.rpartition(".")[0]).children()
+    twins = [recorded.first.get(other) for other in beside if type(other) is kind]
+    return any(call is None or not call.inputs or not read_by(call).numel() for call in twins)
 
 
 def _follows(recorded: RecordedModel, last: FeedForward | None, earlier: FeedForward) -> bool:

@@ -79,7 +79,8 @@ def _names(paths: list[str], cross: set[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for path, parts in telling.items():
         others = [o for p, o in telling.items() if p != path and o[:1] == parts[:1]]
-        further = [part for part in parts[1:] if not all(part in other for other in others)]
+        own = [part for part in parts[1:] if not any(part in other for other in others)]
+        further = own or [part for part in parts[1:] if not all(part in o for o in others)]
         names[path] = "_".join((*parts[:1], *further[: 1 if others else 0]))
     if len(set(names.values())) < len(names):
         return {path: path.replace(".*", "").replace(".", "_") for path in paths}

@@ -106,6 +106,16 @@ def first_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) else None
 
 
+def main_outputs(output: Any) -> list[Tensor]:
+    """The floating-point tensors that a model returns itself, or else all.
+
+    LLaVA returns the outputs of its vision tower as well, of which it reads some.
+    """
+    values = list(output.values()) if isinstance(output, dict) else [output]
+    own = [value for value in values if not isinstance(value, dict)]
+    return float_tensors(own) or float_tensors(output)
+
+
 def float_tensors(output: Any) -> list[Tensor]:
     """All floating-point tensors in tuples, lists and dictionaries; not those of a cache."""
     if isinstance(output, Tensor):

@@ -20,6 +20,7 @@ from lightning_pelt.anatomy._layer_sites import block_sites, norm_and_outer_site
 from lightning_pelt.anatomy._projections import Attention, find_attentions
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._residuals import find_residuals
+from lightning_pelt.anatomy._rows import without_rows
 from lightning_pelt.anatomy._stacks import Position, block_positions, find_stacks
 from lightning_pelt.anatomy._sublayer_sites import SublayerSites
 from lightning_pelt.anatomy.calls import widths
@@ -69,7 +70,7 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         sites=tuple(sites),
         masks=masks,
         unread=unread,
-        time_first=frozenset(s.stack for s in sublayers if _is_time_first(recorded, s)),
+        rowless=without_rows(recorded, stacks, sublayers, inputs),
         idle=idle_lists(recorded),
         parameters=_backbone_size(model),
     )
@@ -133,12 +134,6 @@ def _masks(
         elif not windows and read.dim() == 3 and read.shape[1] in recorded.words:
             unread.add(site.stack)
     return masks, frozenset(unread)
-
-
-def _is_time_first(recorded: RecordedModel, site: Site) -> bool:
-    """Whether a site reads (T, B, d). Windows of an image, which hold many tokens, are rows."""
-    shape = recorded.tensor(site.source).shape
-    return len(shape) == 3 and shape[0] != recorded.batch == shape[1]
 
 
 def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:

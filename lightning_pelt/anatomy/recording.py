@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
 from lightning_pelt.anatomy._recorder import Recorder
-from lightning_pelt.anatomy.calls import Recording, float_tensors
+from lightning_pelt.anatomy.calls import Recording, main_outputs
 from lightning_pelt.anatomy.dummy_inputs import (
     base_of,
     cannot_be_examined,
@@ -48,7 +48,7 @@ def _recorded(base: PreTrainedModel, runner: PreTrainedModel, given: dict[str, A
         before = dict(base.named_modules())
         outputs = runner(**given, **_without_cache(runner))
         _refuse_replaced(base, before)
-    recorder.recording.outputs = float_tensors(outputs)
+    recorder.recording.outputs = main_outputs(outputs)
     recorder.recording.batch = rows_of(given)
     recorder.recording.words = frozenset(
         value.shape[1] for name, value in given.items() if name.endswith("input_ids")

@@ -246,7 +246,8 @@ class Anatomy:
         sites: in network order.
         masks: by stack, block, and ``attention`` or ``cross_attention``.
         unread: names of the stacks over words whose attentions take no mask of a known name.
-        time_first: names of the stacks in which some sites read (T, B, d), as in Longformer.
+        rowless: names of the stacks in which some tensors do not have the rows of the batch first:
+            (T, B, d), as in Longformer, or all images of a batch behind each other.
         idle: paths of lists of layers that did not run on the inputs, with ``*`` for numbers.
         parameters: size of the backbone: tied parameters count once, a new head does not count.
 
@@ -266,7 +267,7 @@ class Anatomy:
     sites: tuple[Site, ...]
     masks: dict[tuple[str, int, str], MaskArgument] = field(default_factory=dict)
     unread: frozenset[str] = frozenset()
-    time_first: frozenset[str] = frozenset()
+    rowless: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
     parameters: int = 0
 

@@ -107,16 +107,16 @@ class _Maker:
         if site.role in ("norm", "linear"):  # may run before the block's mask is known
             return "token"
         anatomy = self.anatomy
-        if gate.pool in ("masked", "all") and site.stack in anatomy.time_first:
+        if gate.pool in ("masked", "all") and site.stack in anatomy.rowless:
             raise ValueError(
                 f"a gate with pool={gate.pool!r} cannot sit at {site.path}: the {site.stack} of "
-                f"{anatomy.model_type} computes on (T, B, d), and a gate pools over the second "
-                "dimension. Use Gate(pool='token')"
+                f"{anatomy.model_type} does not compute on (B, T, d), so that a gate would pool "
+                "over the rows of a batch. Use Gate(pool='token')"
             )
         if gate.pool != "auto":
             return gate.pool
         unsafe = anatomy.stack(site.stack).causal or site.stack in anatomy.unread
-        return "token" if unsafe or site.stack in anatomy.time_first else "masked"
+        return "token" if unsafe or site.stack in anatomy.rowless else "masked"
 
     def _layer(self, reading: Reading, members: list[Gated]) -> GateLayer:
         method, site = members[0].method, members[0].sites[0]

@@ -22,6 +22,11 @@ QFORMER_SELF = (
     "attention.attention[query key value > attention.output.dense] "
     "output_query.dense[intermediate_query.dense > output_query.dense]"
 )
+# With words beside the queries there is a feed-forward for each, and neither is the block's.
+TWO_STREAMS, TWO_STREAMS_SELF = (
+    text.removesuffix(" output_query.dense[intermediate_query.dense > output_query.dense]")
+    for text in (QFORMER, QFORMER_SELF)
+)
 BART = "self_attn[q_proj k_proj v_proj > out_proj]"
 TEXT = f"text (language_model.layers.*) causal 0-1: {LLAMA}"
 VISION = f"vision (vision_tower.encoder.layers.*) 0-1: {CLIP}"

@@ -56,13 +56,22 @@ def place_of(family: Family) -> str:
 def _with_or_without_inputs(
     family: Family, model: PreTrainedModel, call: Callable[..., Any]
 ) -> tuple[Any, bool]:
-    """``call(model, inputs)`` on the package's own inputs, else on the family's; which it was."""
+    """``call(model, inputs)`` on the package's own inputs, or where they do not do, the family's.
+
+    And whether it was the family's: also where parts of the model do not run on the others.
+    """
     try:
-        return call(model, None), False
+        result = call(model, None)
     except ValueError as error:
         if family.inputs is None or "example_inputs" not in str(error):
             raise
         return call(model, family.inputs(model)), True
+    idle = result.anatomy.idle if isinstance(result, Attachment) else result.idle
+    if not idle or family.inputs is None:
+        return result, False
+    if isinstance(result, Attachment):
+        result.detach()
+    return call(model, family.inputs(model)), True
 
 
 def judge(family: Family, method: str) -> Verdict:

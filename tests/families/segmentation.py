@@ -230,9 +230,8 @@ FAMILIES = [
     Family(
         "superglue",
         "magic-leap-community/superglue_indoor",
-        place="encoder (gnn.layers.*) 0: "
-        "attention.self[query key value > attention.output.dense] mlp.1[mlp.0.linear > mlp.1], "
-        "1: xattention.self[query key value > attention.output.dense] mlp.1[mlp.0.linear > mlp.1]",
+        place="encoder (gnn.layers.*) 0: attention.self[query key value > attention.output.dense], "
+        "1: xattention.self[query key value > attention.output.dense]",
         options={
             "keypoint_detector_config": KEYPOINTS,
             "keypoint_encoder_sizes": [8, 8, 32],
@@ -240,7 +239,7 @@ FAMILIES = [
             "sinkhorn_iterations": 3,
         },
         inputs=image_pair,
-        without=OFF_INTERFACE,
+        without={**OFF_INTERFACE, **NO_FFN},
         auto=MATCHING,
     ),
     Family(
@@ -279,8 +278,10 @@ FAMILIES = [
     Family(
         "vitpose",
         "usyd-community/vitpose-plus-base",
+        # Its experts give some of the channels.
         place="encoder (backbone.encoder.layer.*) 0-1: "
-        "attention.attention[query key value > attention.output.dense] mlp",
+        "attention.attention[query key value > attention.output.dense]",
+        without=NO_FFN,
         options={
             "backbone_config": {
                 "image_size": [64, 32],

@@ -194,7 +194,8 @@ FAMILIES = [
     Family(
         "mimi",
         "kyutai/mimi",
-        place=f"encoder (encoder.encoder_transformer.layers.*) causal 0-1: {MLP}; "
+        # No gradient passes its codes.
+        place="encoder (encoder.encoder_transformer.layers.*) causal 0-1: -; "
         f"decoder (decoder.decoder_transformer.layers.*) causal 0-1: {MLP}",
         options=MIMI,
     ),
@@ -258,7 +259,8 @@ FAMILIES = [
     Family(
         "pocket_tts_audio_tokenizer",
         "eustlb/pocket-tts-audio-tokenizer",
-        place=f"encoder (encoder.encoder_transformer.layers.*) causal 0-1: {MLP}; "
+        # No gradient passes its codes.
+        place="encoder (encoder.encoder_transformer.layers.*) causal 0-1: -; "
         f"decoder (decoder.decoder_transformer.layers.*) causal 0-1: {MLP}",
         options={"num_filters": 4, "upsample_groups": 32},
     ),

@@ -85,11 +85,14 @@ FAMILIES = [
     Family(
         "bridgetower",
         "BridgeTower/bridgetower-base",
-        f"text (text_model.encoder.layer.*) 0-2: {BERT}; cross_modal_text "
-        "(cross_modal_text_layers.*) 0-1: attention.self[query key value > "
+        # The attention of the vision tower is one function of its weights. Causal is a safe answer.
+        f"text (text_model.encoder.layer.*) 0-2: {BERT}; "
+        "vision (vision_model.visual.transformer.resblocks.*) causal 0-2: "
+        "mlp.c_proj[mlp.c_fc > mlp.c_proj]; cross_modal_text "
+        "(cross_modal_text_layers.*) causal 0-1: attention.self[query key value > "
         "attention.output.dense] xcrossattention.self[query key value > "
         "crossattention.output.dense] output.dense[intermediate.dense > output.dense]; "
-        "cross_modal_image (cross_modal_image_layers.*) 0-1: attention.self[query key "
+        "cross_modal_image (cross_modal_image_layers.*) causal 0-1: attention.self[query key "
         "value > attention.output.dense] xcrossattention.self[query key value > "
         "crossattention.output.dense] output.dense[intermediate.dense > output.dense]",
         {
@@ -131,7 +134,8 @@ FAMILIES = [
         "IDEA-Research/grounding-dino-tiny",
         f"text (text_backbone.encoder.layer.*) 0-1: {BERT}; backbone "
         f"(backbone.conv_encoder.model.swin.encoder.layers.*.blocks.*) 0-4: {ATTENTION}; "
-        "encoder (encoder.layers.*) 0-1: text_enhancer_layer.self_attn[query key value > "
+        "encoder (encoder.layers.*) 0-1: xfusion_layer.attn[vision_proj text_proj "
+        "values_vision_proj > out_text_proj] text_enhancer_layer.self_attn[query key value > "
         "out_proj] deformable_layer.fc2[deformable_layer.fc1 > deformable_layer.fc2]; "
         "decoder (decoder.layers.*) 0-1: self_attn[query key value > out_proj] "
         "xencoder_attn_text[query key value > out_proj] fc2[fc1 > fc2]",
@@ -168,7 +172,8 @@ FAMILIES = [
         "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
         f"text (text_backbone.encoder.layer.*) 0-1: {BERT}; backbone "
         f"(backbone.conv_encoder.model.swin.encoder.layers.*.blocks.*) 0-4: {ATTENTION}; "
-        "encoder (encoder.layers.*) 0-1: text_enhancer_layer.self_attn[query key value > "
+        "encoder (encoder.layers.*) 0-1: xfusion_layer.attn[vision_proj text_proj "
+        "values_vision_proj > out_text_proj] text_enhancer_layer.self_attn[query key value > "
         "out_proj] deformable_layer.fc2[deformable_layer.fc1 > deformable_layer.fc2]; "
         "decoder (decoder.layers.*) 0-1: self_attn[query key value > out_proj] "
         "xencoder_attn_text[query key value > out_proj] fc2[fc1 > fc2]",
@@ -256,9 +261,10 @@ FAMILIES = [
     Family(
         "videoprism",
         "google/videoprism-lvt-base-f16r288",
-        f"spatial (video_model.vision_model.spatial_layers.*) 0-1: {ATTENTION}; temporal "
-        f"(video_model.vision_model.temporal_layers.*) 0-1: {ATTENTION}; auxiliary "
-        f"(video_model.auxiliary_layers.*) 0-1: {ATTENTION}; text (text_model.layers.*) "
+        f"video_spatial (video_model.vision_model.spatial_layers.*) 0-1: {ATTENTION}; "
+        f"video_temporal (video_model.vision_model.temporal_layers.*) 0-1: {ATTENTION}; "
+        f"video_auxiliary (video_model.auxiliary_layers.*) 0-1: {ATTENTION}; "
+        "text (text_model.layers.*) "
         f"causal 0-1: {ATTENTION}",
         {
             "vision_config": {

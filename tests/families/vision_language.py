@@ -23,6 +23,8 @@ from families._multimodal import (
     SAM_SIZES,
     SELF,
     TEXT,
+    TWO_STREAMS,
+    TWO_STREAMS_SELF,
     VISION,
     VISION_MODEL,
     WINDOWS,
@@ -432,7 +434,7 @@ FAMILIES = [
         "instructblip",
         "Salesforce/instructblip-vicuna-7b",
         f"vision (vision_model.encoder.layers.*) 0-1: self_attn[qkv > projection] {FC}; "
-        f"qformer (qformer.encoder.layer.*) 0: {QFORMER}, 1: {QFORMER_SELF}; {TEXT}",
+        f"qformer (qformer.encoder.layer.*) 0: {TWO_STREAMS}, 1: {TWO_STREAMS_SELF}; {TEXT}",
         {
             "vision_config": {"image_size": 28},
             "num_query_tokens": 4,
@@ -444,7 +446,7 @@ FAMILIES = [
         "instructblipvideo",
         "Salesforce/instructblip-vicuna-7b",
         f"vision (vision_model.encoder.layers.*) 0-1: self_attn[qkv > projection] {FC}; "
-        f"qformer (qformer.encoder.layer.*) 0: {QFORMER}, 1: {QFORMER_SELF}; {TEXT}",
+        f"qformer (qformer.encoder.layer.*) 0: {TWO_STREAMS}, 1: {TWO_STREAMS_SELF}; {TEXT}",
         {
             "vision_config": {"image_size": 28},
             "num_query_tokens": 4,

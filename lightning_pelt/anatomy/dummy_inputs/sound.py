@@ -10,10 +10,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 from lightning_pelt.anatomy.dummy_inputs.noise import noise, ones
 from lightning_pelt.anatomy.dummy_inputs.part import Part, tower
-from lightning_pelt.anatomy.dummy_inputs.text import COUNT, tokens
+from lightning_pelt.anatomy.dummy_inputs.text import tokens
 
 SAMPLES = 4000  # of a waveform: a quarter second at 16 kHz
-FRAMES = 8 * COUNT  # of a spectrogram: as many positions after three halvings as words
+FRAMES = 40  # of a spectrogram: five positions after three halvings
 BINS = 128  # of a spectrogram whose configuration states none
 SPECTROGRAMS = ("input_features", "audio_mel", "audio_input_features")
 WAVES = ("input_values",)
