@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lightning_pelt.anatomy._projections import Attention
 
 
@@ -23,11 +25,16 @@ def is_causal(attention: Attention, *, words: int) -> bool:
     queries, keys = seen.shape
     if queries > keys:  # such as one over reduced keys (SegFormer)
         return False
-    if keys == 3 * queries:  # windows, with one on either side, which padding may fill
-        count = min(queries, words or queries)
-        seen = seen[:count, queries : queries + count]
-    else:  # behind prompts (MVP)
-        seen = seen[:, keys - queries :]
     if getattr(attention.module, "is_causal", False) is True:
         return True
-    return bool((seen.T & ~seen).triu(1).any()) and not bool((seen & ~seen.T).triu(1).any())
+    if keys == 3 * queries:  # windows, with one on either side, which padding may fill
+        count = min(queries, words or queries)
+        return _hides_later(seen[:count, queries : queries + count])
+    # Other keys may stand before those of the words (the prompts of MVP), or behind (T5Gemma 2).
+    return _hides_later(seen[:, keys - queries :]) or _hides_later(seen[:, :queries])
+
+
+def _hides_later(seen: Tensor) -> bool:
+    """Whether later tokens are hidden from earlier ones that they see, and none the other way."""
+    later, earlier = seen.T & ~seen, seen & ~seen.T
+    return bool(later.triu(1).any()) and not bool(earlier.triu(1).any())

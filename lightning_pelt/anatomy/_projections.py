@@ -208,7 +208,7 @@ def attention_role(recorded: RecordedModel, block: str, attention: Attention) ->
     tensors = [tensor for tensor in given if tensor.grad_fn is not None]
     read = [read_by(attention.projections[name].call) for name in ("query", "key")]
     first = [recorded.ancestry.first_of(tensor, tensors) for tensor in read]
-    if None in first:
+    if first == [None, None]:
         first = [tensor[..., 0].numel() for tensor in read]
     return "attention" if first[0] == first[1] else "cross_attention"
 

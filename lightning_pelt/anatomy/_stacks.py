@@ -36,10 +36,21 @@ def find_stacks(recorded: RecordedModel, blocks: Blocks) -> list[Stack]:
         ends = (attentions[0], attentions[-1]) if attentions else ()
         # Without a known attention, a stack of words may be causal.
         causal = any(is_causal(a, words=words) for a in ends) if ends else words > 0
+        causal = causal or (_generates(recorded) and path == [*lists][-1])
         known = causal and bool(attentions) and "encoder" not in path.split(".")
         name = "decoder" if known and len(lists) == 1 else names[path]
+        if name in GENERIC:  # a path that tells nothing
+            name = "decoder" if causal else "encoder"
+            name = names[path] if name in names.values() else name
         stacks.append(Stack(name, _caller(recorded, listed), causal, tuple(listed)))
     return stacks
+
+
+def _generates(recorded: RecordedModel) -> bool:
+    """Whether the last stack writes words: PaliGemma's sees all of a prompt, not of an answer."""
+    model = recorded.model
+    encoder = getattr(model.config, "is_encoder_decoder", False)
+    return bool(recorded.words) and model.can_generate() and not encoder
 
 
 def _attends_twice(blocks: Blocks, listed: Sequence[str]) -> bool:

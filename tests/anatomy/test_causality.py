@@ -65,6 +65,7 @@ LONG_PREFIX[:295, 295:] = False
         (LONG_PREFIX, True),
         (torch.cat([FULL, FULL.tril()], 1), True),  # words behind a prompt in the keys
         (torch.cat([FULL, FULL], 1), False),
+        (torch.cat([FULL.tril(), FULL], 1), True),  # words before the states of an encoder
         (FULL[:, :3], False),  # reduced keys
         (torch.cat([~FULL, FULL, ~FULL], 1), False),  # a block of words between its neighbours
         (torch.cat([FULL, FULL.tril(), ~FULL], 1), True),

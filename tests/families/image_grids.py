@@ -215,7 +215,8 @@ FAMILIES = [
     Family(
         "glm_image",
         "zai-org/GLM-Image",
-        f"vision (visual.blocks.*) 0-1: {FUSED} {FC}; text (language_model.layers.*) "
+        # No gradient passes the codes of its images.
+        "vision (visual.blocks.*) 0-1: -; text (language_model.layers.*) "
         f"causal 0-1: {SELF} {FUSED_GATED}",
         {
             "image_token_id": 100,

@@ -30,8 +30,9 @@ FAMILIES = [
         "aimv2",
         "apple/aimv2-large-patch14-224-lit",
         "vision (vision_model.encoder.layers.*) 0-1: attention[q_proj k_proj v_proj > "
+        # Without padding, SDPA drops the causal mask of its text tower.
         "out_proj] ffn.down_proj[ffn.gate_proj ffn.up_proj > ffn.down_proj]; text "
-        "(text_model.encoder.layers.*) causal 0-1: attention[q_proj k_proj v_proj > "
+        "(text_model.encoder.layers.*) 0-1: attention[q_proj k_proj v_proj > "
         "out_proj] ffn.down_proj[ffn.gate_proj ffn.up_proj > ffn.down_proj]",
         {"vision_config": {"image_size": 56}},
         captioned(1, 3, 56, 56, attention_mask=torch.ones(1, 8, dtype=torch.long)),

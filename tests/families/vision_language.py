@@ -31,11 +31,6 @@ from families._multimodal import (
 )
 from families.family import Family
 
-DAVIT = ", ".join(  # attention over windows, then over channels
-    f"{number}: {kind}_attn[qkv > proj] ffn.fc2[ffn.fc1 > ffn.fc2]"
-    for number, kind in enumerate(["window", "channel"] * 5)
-)
-
 FAMILIES = [
     Family(
         "aria",
@@ -159,9 +154,10 @@ FAMILIES = [
     Family(
         "diffusion_gemma",
         "google/diffusiongemma-26B-A4B-it",
-        f"encoder (encoder.language_model.layers.*) causal 0: {LLAMA}, 1: self_attn[q_proj "
-        f"k_proj > o_proj] {GATED}; decoder (decoder.layers.*) 0: {LLAMA}, 1: "
-        f"self_attn[q_proj k_proj > o_proj] {GATED}",
+        # Beside the dense feed-forward stand experts, and neither is the block's.
+        "text (encoder.language_model.layers.*) causal 0: self_attn[q_proj k_proj v_proj > "
+        "o_proj], 1: self_attn[q_proj k_proj > o_proj]; decoder (decoder.layers.*) 0: "
+        "self_attn[q_proj k_proj v_proj > o_proj], 1: self_attn[q_proj k_proj > o_proj]",
         {
             "text_config": {
                 "per_layer_config": {"01": {"head_dim": 16}},
@@ -177,6 +173,7 @@ FAMILIES = [
             },
             "canvas_length": 8,
         },
+        without=dict.fromkeys(("Adapter", "UniPELT"), "'ffn'"),
     ),
     Family(
         "embedding_gemma2",
@@ -199,7 +196,8 @@ FAMILIES = [
     Family(
         "emu3",
         "Emu3-community/Emu3-Chat-hf",
-        f"decoder (text_model.layers.*) causal 0-1: {LLAMA}",
+        "vqmodel (vqmodel.encoder.down_block.down.*.attn.*) 0: -; "
+        f"text (text_model.layers.*) causal 0-1: {LLAMA}",
         {
             "vq_config": {
                 "codebook_size": 16,
@@ -218,8 +216,9 @@ FAMILIES = [
     Family(
         "evolla",
         "westlake-repl/Evolla-10B-hf",
-        f"protein_encoder (protein_encoder.model.encoder.layer.*) 0-1: {BERT}; resampler "
-        "(protein_encoder.sequence_compressor_resampler.layers.*) 0-1: 0[to_q to_kv > "
+        f"protein_encoder (protein_encoder.model.encoder.layer.*) 0-1: {BERT}; "
+        "protein_sequence_compressor_resampler "
+        "(protein_encoder.sequence_compressor_resampler.layers.*) causal 0-1: x0[to_q to_kv > "
         f"to_out] 1.fc2[1.fc1 > 1.fc2]; decoder (layers.*) causal 0: {LLAMA}, 1: {SELF} "
         f"xadapter[query key_protein value_protein > out_proj] {GATED}",
         {
@@ -241,7 +240,10 @@ FAMILIES = [
     Family(
         "florence2",
         "florence-community/Florence-2-base",
-        f"vision (vision_tower.blocks.*.*.spatial_block) {DAVIT}; text_encoder "
+        # A block has a spatial and a channel half, of which the last has the feed-forward named.
+        "vision (vision_tower.blocks.*.*) 0-4: spatial_block.window_attn[qkv > proj] "
+        "channel_block.channel_attn[qkv > proj] channel_block.ffn.fc2[channel_block.ffn.fc1 > "
+        "channel_block.ffn.fc2]; text_encoder "
         f"(language_model.encoder.layers.*) 0-1: {BART} fc2[fc1 > fc2]; text_decoder "
         f"(language_model.decoder.layers.*) causal 0-1: {BART} xencoder_attn[q_proj k_proj "
         "v_proj > out_proj] fc2[fc1 > fc2]",
@@ -255,7 +257,6 @@ FAMILIES = [
                 "projection_dim": 32,
             }
         },
-        without=dict.fromkeys(("Prefix", "UniPELT"), "channel_attn"),
     ),
     Family(
         "fuyu",
@@ -334,10 +335,10 @@ FAMILIES = [
     Family(
         "granite4_vision",
         "ibm-granite/granite-vision-4.0",
-        f"vision (vision_tower.encoder.layers.*) 0-2: {CLIP}; text "
-        f"(language_model.layers.*) causal 0-3: {LLAMA}; layerwise_projectors "
-        f"(layerwise_projectors.*.qformer.encoder.layer.*) 0: {QFORMER}; "
-        f"spatial_projectors (spatial_projectors.*.qformer.encoder.layer.*) 0-3: {QFORMER}",
+        f"vision (vision_tower.encoder.layers.*) 0-2: {CLIP}; layerwise_projectors "
+        f"(layerwise_projectors.*.qformer.encoder.layer.*) causal 0: {QFORMER}; spatial_projectors "
+        f"(spatial_projectors.*.qformer.encoder.layer.*) causal 0-3: {QFORMER}; text "
+        f"(language_model.layers.*) causal 0-3: {LLAMA}",
         {
             "vision_config": {
                 "model_type": "siglip_vision_model",
@@ -368,7 +369,7 @@ FAMILIES = [
     Family(
         "idefics",
         "HuggingFaceM4/idefics-9b",
-        f"{VISION_MODEL}; perceiver_resampler (perceiver_resampler.blocks.*) 0-1: 0[q_proj "
+        f"{VISION_MODEL}; perceiver_resampler (perceiver_resampler.blocks.*) causal 0-1: x0[q_proj "
         "k_proj v_proj > output_proj] 1.c_proj[1.fc > 1.c_proj]; gated_cross_attn "
         "(gated_cross_attn_layers.*) causal 0-1: xcross_attn[q_proj k_proj v_proj > "
         f"o_proj] {GATED}; decoder (layers.*) causal 0-3: {LLAMA}",
@@ -721,15 +722,17 @@ FAMILIES = [
     Family(
         "paligemma",
         "google/paligemma-3b-pt-224",
-        f"{VISION}; {TEXT}",
+        # Its prompts see all of themselves; what it writes is causal.
+        f"{VISION}; {TEXT}".replace("(", "(model."),
         {"vision_config": {"image_size": 28}},
         pictured(1, 3, 28, 28, tokens=4, token_type_ids=torch.tensor([[0] * 9 + [1] * 3])),
+        auto="AutoModelForImageTextToText",
     ),
     Family(
         "phi4_multimodal",
         "microsoft/Phi-4-multimodal-instruct",
-        "image (embed_tokens_extend.image_embed.img_processor.encoder.layers.*) causal "
-        f"0-1: {CLIP}, 2: -; decoder (layers.*) causal 0-1: self_attn[qkv_proj > o_proj] "
+        "embed_tokens_extend (embed_tokens_extend.image_embed.img_processor.encoder.layers.*) "
+        f"causal 0-1: {CLIP}, 2: -; decoder (layers.*) causal 0-1: self_attn[qkv_proj > o_proj] "
         f"{FUSED_GATED}",
         {
             "vision_config": {
