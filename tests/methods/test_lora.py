@@ -67,11 +67,6 @@ def per_head(rows: Tensor) -> tuple[Tensor, Tensor]:
     return heads[:, 0].flatten(), heads[:, 2].flatten()
 
 
-def grouped(rows: Tensor) -> tuple[Tensor, Tensor]:  # 4 query heads, 2 of keys, 2 of values
-    query, _, value = rows.split([HEADS * D, 2 * D, 2 * D])
-    return query, value
-
-
 def one_key(rows: Tensor) -> tuple[Tensor, Tensor]:
     query, _, value = rows.split([HEADS * D, D, D])
     return query, value
@@ -89,7 +84,7 @@ FUSED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "gpt_neox": per_head,
     "bloom": per_head,
     "deberta": per_head,
-    "phi3": grouped,
+    "phi3": thirds,
     "falcon": one_key,
     "falcon-new": groups,
     "falcon-old": per_head,
