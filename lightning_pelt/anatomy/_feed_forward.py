@@ -84,9 +84,9 @@ def _has_idle_twin(recorded: RecordedModel, path: str, each: FeedForward) -> boo
     owner = inner.rpartition(".")[0] if each.last else inner
     if not owner.startswith(f"{path}."):
         return False
-    kind = type(recorded.model.get_submodule(owner))
+    own = recorded.model.get_submodule(owner)
     beside = recorded.model.get_submodule(owner.rpartition(".")[0]).children()
-    twins = [recorded.first.get(other) for other in beside if type(other) is kind]
+    twins = [recorded.first.get(m) for m in beside if type(m) is type(own) and m is not own]
     return any(call is None or not call.inputs or not read_by(call).numel() for call in twins)
 
 

@@ -124,7 +124,7 @@ FAMILIES = [
         place="conditioning (conditioning_encoder.mel_attn_blocks.*) 0-1: -; "
         "speech_decoder (speech_decoder_model.model.decoder.layers.*) causal 0-1: -; "
         f"speech_encoder (speech_encoder_model.layers.*) 0-1: {CLVP_TEXT}; "
-        f"text_encoder (text_encoder_model.layers.*) 0-1: {CLVP_TEXT}",
+        f"text_encoder (text_encoder_model.layers.*) causal 0-1: {CLVP_TEXT}",
         options={
             "decoder_config": {"num_mel_attn_blocks": 2, "n_inner": 64},
             "text_config": CLVP,

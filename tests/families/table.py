@@ -72,7 +72,8 @@ Printed by `python -m families` in `tests/`, with transformers {version}. {entri
 
 Every entry is a tiny random model with the options of the checkpoint beside it. *Yes* means:
 
-- the method sits where the entry says, which was written after reading the model's code;
+- the method sits where the entry says, which was read in the model's code where its structure is
+  unusual, and else compared with the known form of such blocks;
 - every trained tensor gets a gradient that is finite and not zero, and the base gets none;
 - padding, later tokens, a cache and other rows of the batch change no output that they do not
   change in the base;

@@ -51,8 +51,7 @@ FAMILIES = [
         "facebook/vjepa2-vitl-fpc64-256",
         place="encoder (encoder.layer.*) 0-1: attention[query key value > proj] "
         "mlp.fc2[mlp.fc1 > mlp.fc2]; "
-        "predictor (predictor.layer.*) 0-1: attention[query key value > proj] "
-        "mlp.fc2[mlp.fc1 > mlp.fc2]",
+        "predictor (predictor.layer.*) 0-1: -",  # beside the output of the model
         options={
             "crop_size": 32,
             "frames_per_clip": 4,
