@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy._recorded_model import RecordedModel
-from lightning_pelt.anatomy.dummy_inputs import tried_inputs, undisturbed
+from lightning_pelt.anatomy.dummy_inputs import base_of, tried_inputs, undisturbed
 from lightning_pelt.anatomy.sites import Site, Stack
 
 
@@ -47,9 +47,13 @@ def _packed(
 ) -> list[str]:
     """The stacks of a model of images that have one row for two images."""
     model = recorded.model
-    runner, given = next(iter(tried_inputs(model, inputs)), (model, {}))
-    rows = len(next(iter(given.values()), ()))
-    if rows < 2 or inputs is not None or not any("pixel" in name for name in given):
+    whole = recorded.first.get(base_of(model))
+    read = () if whole is None or inputs is not None else whole.inputs
+    if not any("pixel" in str(name) for name in read):
+        return []
+    with torch.device("cpu"):  # trainers set another default device
+        runner, given = next(iter(tried_inputs(model, None)), (model, {}))
+    if len(next(iter(given.values()), ())) < 2:
         return []
     blocks = {s.name: model.get_submodule(s.blocks[0]) for s in stacks}
     seen: dict[str, int] = {}

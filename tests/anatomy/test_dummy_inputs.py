@@ -46,7 +46,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "t5": {**WORDS, "decoder_input_ids": (1, 7)},
     "layoutlm": {**WORDS, "bbox": (1, 8, 4)},
     "lxmert": {**WORDS, "visual_feats": (1, 3, 24), "visual_pos": (1, 3, 4)},
-    "wav2vec2-bert": {"input_features": (1, 64, 160)},
+    "wav2vec2-bert": {"input_features": (1, 40, 160)},
     "wav2vec2": {"input_values": (1, 4000)},
     "clip": {**WORDS, "pixel_values": (1, 3, 64, 64)},
     "idefics": {
