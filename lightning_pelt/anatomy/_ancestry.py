@@ -25,7 +25,7 @@ class Ancestry:
         for call in recording.calls:
             if call.linear and call.output is not None:
                 self._read[call.output.grad_fn] = list(call.inputs.values())
-        self._weighted = {  # off the interface
+        self._weighted = {
             id(attention.mark): [tensor for pair in attention.operands for tensor in pair]
             for attention in recording.attention_calls
             if attention.mark is not None

@@ -42,12 +42,14 @@ class Blocks:
 def find_blocks(recorded: RecordedModel, attentions: list[Attention]) -> Blocks:
     """All blocks of a model, list by list in the order in which they run."""
     by_block = _around_attentions(recorded, attentions)
-    patterns = {_pattern(p) for p in (*by_block, *_without_attention(recorded, by_block))}
-    lists: dict[str, list[str]] = {pattern: [] for pattern in patterns}
+    known = (*by_block, *_without_attention(recorded, by_block))
+    lists: dict[str, list[str]] = {_pattern(path): [] for path in known}
     for path, elements in recorded.lists():
-        paths = [recorded.names[element] for element in elements]
-        # An element that is in another list too has its path there.
-        lists.get(_pattern(f"{path}.0"), []).extend(p for p in paths if p.startswith(f"{path}."))
+        pattern = _pattern(f"{path}.0")
+        if pattern in lists:
+            paths = [recorded.names[element] for element in elements]
+            # An element that is in another list too has its path there.
+            lists[pattern] += [p for p in paths if p.startswith(f"{path}.")]
     by_call = sorted(lists, key=lambda pattern: _first_call(recorded, lists[pattern]))
     blocks = Blocks({pattern: lists[pattern] for pattern in by_call}, by_block)
     everywhere = [path for listed in lists.values() for path in listed]
@@ -56,7 +58,7 @@ def find_blocks(recorded: RecordedModel, attentions: list[Attention]) -> Blocks:
     blocks.beside = {
         module
         for module, around in recorded.elements.items()
-        if module not in blocks.of and not any(b.startswith(around[-1]) for b in everywhere)
+        if module not in blocks.of and not any(b.startswith(f"{around[-1]}.") for b in everywhere)
     }
     return blocks
 

@@ -116,16 +116,9 @@ def _multiplies(recorded: RecordedModel, module: nn.Module) -> bool:
 
 def _maps(call: Call, width: int) -> bool:
     """Whether a call maps (..., width) to (..., width)."""
-    output = call.output
-    return (
-        output is not None
-        and bool(call.inputs)
-        and {
-            output.shape[-1],
-            read_by(call).shape[-1],
-        }
-        == {width}
-    )
+    if call.output is None or not call.inputs:
+        return False
+    return call.output.shape[-1] == width == read_by(call).shape[-1]
 
 
 def parameters_of(calls: Collection[Call]) -> int:

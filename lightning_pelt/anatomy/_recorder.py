@@ -28,6 +28,7 @@ from lightning_pelt.anatomy.calls import (
 )
 from lightning_pelt.anatomy.dummy_inputs import INTERFACE
 
+FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 SOFTMAX = (torch.softmax, Tensor.softmax, torch.special.softmax, F.softmax)
 
 
@@ -95,13 +96,15 @@ class Recorder:
 
         A sink is a column behind those of the keys.
         """
+        if weights.dim() < 3:  # not of an attention, such as a router's
+            return weights
         call, mark = self._on_interface, self._mark(weights)
         if call is not None:
             if call.seen is not None:  # a second softmax of one attention
                 return weights
             call.mark, call.seen = mark, _seen(weights[..., : call.operands[0][1].shape[-2]])
             return weights + mark
-        operands = products(scores) if scores.dim() > 2 else []
+        operands = products(scores)
         if not operands:
             return weights
         self._add(operands, mark=mark, seen=_seen(weights))
@@ -144,8 +147,7 @@ class _Functions(TorchFunctionMode):
         if func in SOFTMAX:
             return self.recorder.softmax(args[0] if args else kwargs["input"], result)
         if func is F.scaled_dot_product_attention:
-            names = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            return self.recorder.fused(result, names)
+            return self.recorder.fused(result, dict(zip(FUSED, args, strict=False)) | kwargs)
         return result
 
 
