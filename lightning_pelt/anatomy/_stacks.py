@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lightning_pelt.anatomy._blocks import Blocks
 from lightning_pelt.anatomy._causality import is_causal
-from lightning_pelt.anatomy._projections import attention_role
+from lightning_pelt.anatomy._projections import Attention, attention_role
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy.sites import Stack
 
@@ -26,24 +26,35 @@ def find_stacks(recorded: RecordedModel, blocks: Blocks) -> list[Stack]:
     names = _names(list(lists), cross)
     stacks = []
     for path, listed in lists.items():
-        attentions = [
-            attention
-            for block in listed
-            for attention in blocks.attentions.get(block, ())
-            if attention_role(recorded, block, attention) == "attention"
-        ]
-        words = max(recorded.words, default=0)
-        ends = (attentions[0], attentions[-1]) if attentions else ()
-        # Without a known attention, a stack of words may be causal.
-        causal = any(is_causal(a, words=words) for a in ends) if ends else words > 0
-        causal = causal or (_generates(recorded) and path == [*lists][-1])
-        known = causal and bool(attentions) and "encoder" not in path.split(".")
-        name = "decoder" if known and len(lists) == 1 else names[path]
-        if name in GENERIC:  # a path that tells nothing
-            name = "decoder" if causal else "encoder"
-            name = names[path] if name in names.values() else name
+        last = path == [*lists][-1]
+        attentions = _self_attentions(recorded, blocks, listed)
+        causal = _may_be_causal(recorded, attentions) or (last and _generates(recorded))
+        name = names[path]
+        if len(lists) == 1 and causal and attentions and "encoder" not in path.split("."):
+            name = "decoder"
+        elif name in GENERIC:  # a path that tells nothing
+            side = "decoder" if causal else "encoder"
+            name = name if side in names.values() else side
         stacks.append(Stack(name, _caller(recorded, listed), causal, tuple(listed)))
     return stacks
+
+
+def _self_attentions(
+    recorded: RecordedModel, blocks: Blocks, listed: Sequence[str]
+) -> list[Attention]:
+    return [
+        attention
+        for block in listed
+        for attention in blocks.attentions.get(block, ())
+        if attention_role(recorded, block, attention) == "attention"
+    ]
+
+
+def _may_be_causal(recorded: RecordedModel, attentions: list[Attention]) -> bool:
+    """Whether the first or the last is causal; without a known attention, a stack of words may."""
+    words = max(recorded.words, default=0)
+    ends = attentions[:1] + attentions[-1:]
+    return any(is_causal(end, words=words) for end in ends) if ends else words > 0
 
 
 def _generates(recorded: RecordedModel) -> bool:
