@@ -5,16 +5,15 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 import torch
 from postgres import find_binaries, server
-from zoo import REPRESENTATIVE, ZOO
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,22 +21,55 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
 torch.set_num_threads(1)
+# A child must not collect what its parent left: the destructor of a process group waits there for
+# processes that the child does not have.
+os.register_at_fork(after_in_child=gc.freeze)
 # Files with few long tests start first, so that no process waits for another at the end.
 LONG = ("distributed", "serving", "cli", "search", "benchmark", "profiles")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of families that repeat a mechanism as slow, and put long files first."""
+    """Put long files first, and say which cases of a test run when.
+
+    The inner loop runs the first case of each test that is not slow, and CI runs all cases, except
+    those that repeat a mechanism: of these it runs every fourth, or every n-th of a test that is
+    marked ``sample(n)``. The others are nightly.
+    """
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: min(ranks.get(p, len(LONG)) for p in item.path.parts))
-    others = set(ZOO) - REPRESENTATIVE
+    numbers: Counter[str] = Counter()
+    kept: set[str] = set()
     for item in items:
-        values = getattr(item, "callspec", None)
-        params = values.params if values else {}
-        families = others & {value for value in params.values() if isinstance(value, str)}
-        if families or params.get("model") == "llama":  # of MethodConformance, beside bert and gpt2
+        test = item.nodeid.partition("[")[0]
+        every = _sampled(item)
+        if every > 1:
             item.add_marker("slow")
+            if numbers[test] % every:
+                item.add_marker("nightly")
+            numbers[test] += 1
+        elif test in kept and not item.get_closest_marker("slow"):
+            item.add_marker("slow")
+        elif not item.get_closest_marker("slow"):
+            kept.add(test)
+
+
+def _sampled(item: pytest.Item) -> int:
+    """CI runs every how many-th case of those like ``item``."""
+    marker = item.get_closest_marker("sample")
+    values = getattr(item, "callspec", None)
+    params = values.params if values else {}
+    if item.path.name == "test_families.py":  # has a sample of its families
+        return 1
+    if marker is not None:
+        return marker.args[0]
+    from zoo import REPRESENTATIVE, ZOO  # not needed by the process that only hands out tests
+
+    repeats = set(ZOO) - REPRESENTATIVE
+    repeats &= {value for value in params.values() if isinstance(value, str)}
+    model = params.get("model")  # of MethodConformance
+    repeats |= {model} if "compiles" in item.name and model in ("gpt2", "llama") else set()
+    return 4 if repeats else 1
 
 
 @pytest.fixture(autouse=True)
@@ -47,26 +79,10 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-pelt"])
     torch.manual_seed(0)
-    grouped = _notes_groups(monkeypatch)
     yield
-    if grouped:  # the destructor of a process group hangs in the child of a later test that forks
-        gc.collect()
     os.environ.clear()
     os.environ.update(before)
     _check_log_levels()
-
-
-def _notes_groups(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Is filled when a test starts a process group in this process."""
-    found: list[bool] = []
-    start = torch.distributed.init_process_group
-
-    def noted(*args: Any, **kwargs: Any) -> None:
-        found.append(True)
-        start(*args, **kwargs)
-
-    monkeypatch.setattr(torch.distributed, "init_process_group", noted)
-    return found
 
 
 def _check_log_levels() -> None:

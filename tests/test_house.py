@@ -84,6 +84,7 @@ def folder(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@pytest.mark.slow
 def test_imports_run_one_way() -> None:
     for file in FILES:
         check_order(file)
@@ -104,6 +105,7 @@ def check_order(file: Path) -> None:
         assert not {name for name in found if name.split(".")[0] in LIGHTNING}
 
 
+@pytest.mark.slow
 def test_functions_import_only_what_is_optional() -> None:
     for file in FILES:
         found = {name for name, inside in imports(parsed(file)) if inside}
@@ -132,6 +134,7 @@ def needs_an_extra(module: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_no_file_imports_itself_through_others() -> None:
     graph: dict[str, set[str]] = {}
     for module, file in MODULES.items():

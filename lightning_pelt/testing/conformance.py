@@ -310,7 +310,8 @@ class MethodConformance:
         real = batch["attention_mask"].bool()
         if short.shape[:2] == real.shape:  # a prediction a token
             short, long = short[real], long[:, : real.shape[1]][real]
-        torch.testing.assert_close(long, short, rtol=0, atol=2e-6)
+        # Rounding depends on the processor; padding that is read changes more than a thousandth.
+        torch.testing.assert_close(long, short, rtol=0, atol=1e-5)
         attachment.detach()
 
     def test_half_precision_base(self, model: PreTrainedModel) -> None:

@@ -101,6 +101,7 @@ def test_a_model_that_replaces_its_modules() -> None:
     assert gate.layer.pool == "masked"
 
 
+@pytest.mark.slow
 def test_masks_of_unknown_names() -> None:
     """A gate that pools could not tell padding from words: by default it does not pool."""
     model, batch = big_bird(), {"input_ids": torch.arange(3, 67)[None]}

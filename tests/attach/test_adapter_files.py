@@ -256,6 +256,7 @@ def test_both_files_may_be_read_by_others(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_several_threads_save_into_one_folder(tmp_path):
     """The last one wins, and the two files come from the same one, even while others write."""
     plans = [Plan.uniform(LoRA(r=2)), Plan.uniform(IA3()), HeadOnly()]

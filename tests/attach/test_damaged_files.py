@@ -172,6 +172,7 @@ def test_another_precision_is_no_other_kind(tmp_path, dtype):
     assert torch.equal(model.get_parameter(name), load_file(folder / TENSORS)[name].float())
 
 
+@pytest.mark.slow
 def test_a_missing_and_an_unknown_tensor_are_named(tmp_path, target):
     folder = saved(tmp_path)
     forge(folder, lambda config, tensors: tensors.pop("classifier.weight"))
@@ -307,11 +308,12 @@ def loads_equal_or_refuses(target: Untouched, folder: Path, expected: dict[str, 
     return False
 
 
-ROUNDS = pytest.mark.parametrize("rounds", [25, pytest.param(500, marks=pytest.mark.slow)])
+ROUNDS = pytest.mark.parametrize("rounds", [25, pytest.param(500, marks=pytest.mark.nightly)])
 
 
 @ROUNDS
 @pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.slow
 def test_any_change_of_the_configuration_is_refused_or_harmless(tmp_path, target, version, rounds):
     """Format 1 has no digests, so that the types of every value are checked."""
     draw = random.Random(11)
@@ -334,6 +336,7 @@ def test_any_change_of_the_configuration_is_refused_or_harmless(tmp_path, target
 
 
 @ROUNDS
+@pytest.mark.slow
 def test_any_flipped_bit_is_refused_or_harmless(tmp_path, target, rounds):
     draw = random.Random(12)
     folder = saved(tmp_path)

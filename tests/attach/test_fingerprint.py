@@ -135,6 +135,7 @@ def test_settings_of_training_and_of_the_head_do_not_count(folder):
     ],
     ids=["compiled", "nested", "detached"],
 )
+@pytest.mark.slow
 def test_the_same_base_in_a_wrapper(folder, wrap):
     load_adapters(wrap(bert()), folder, strict=True)
 

@@ -251,6 +251,7 @@ def test_another_model_around_is_named() -> None:
         target.load_state_dict(source.state_dict())
 
 
+@pytest.mark.slow
 def test_adapter_files(tmp_path: Path) -> None:
     source, target = Module(), Module(seed=1)
     target.backbone.load_state_dict(source.backbone.state_dict())
@@ -291,6 +292,7 @@ def test_copies(copied: Any) -> None:
     assert all(is_ours(name) for name in model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_compiled_model_inside() -> None:
     model = llava()
     model.model.language_model = torch.compile(model.model.language_model, backend="eager")
@@ -313,6 +315,7 @@ class Captions(LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
 
 
+@pytest.mark.slow
 def test_a_run_of_lightning(tmp_path: Path) -> None:
     module = Captions()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

@@ -112,6 +112,7 @@ def trainer(model: Any, folder: Path, **options: Any) -> Trainer:
 
 @pytest.mark.filterwarnings("ignore:save_pretrained of an attached model")
 class TestTransformersTrainer:
+    @pytest.mark.slow
     def test_it_resumes_where_it_stopped(self, tmp_path: Path) -> None:
         pytest.importorskip("accelerate")
         whole, part, resumed = tuned(), tuned(), tuned(seed=1)
@@ -122,6 +123,7 @@ class TestTransformersTrainer:
         assert rest.state.global_step == 3
         assert torch.equal(logits(resumed), logits(whole))
 
+    @pytest.mark.slow
     def test_it_loads_the_best_checkpoint(self, tmp_path: Path) -> None:
         pytest.importorskip("accelerate")
         model = tuned()

@@ -182,6 +182,7 @@ def test_a_strangers_missing_keys_still_count() -> None:
     assert module.load_state_dict(state, strict=False).missing_keys == ["before.bias"]
 
 
+@pytest.mark.slow
 def test_two_attached_models_side_by_side() -> None:
     pair = nn.ModuleDict({"a": tuned(seed=1), "b": tuned(Plan.uniform(IA3()), seed=2)})
     state = copy.deepcopy(pair.state_dict())
@@ -208,6 +209,7 @@ def test_names_without_wrappers(wrapped: str, name: str) -> None:
     assert plain(wrapped) == name
 
 
+@pytest.mark.slow
 def test_compiled_whole() -> None:
     """``torch.compile`` puts ``_orig_mod.`` in front of every name."""
     source, target = tuned(seed=1), tuned(seed=2)

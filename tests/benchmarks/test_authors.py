@@ -43,6 +43,7 @@ def _before_and_after(name: str, shared: SharedSettings) -> tuple[Model, Model]:
     return fit(still, shared, seed=1), fit(setup, shared, seed=1)
 
 
+@pytest.mark.slow
 def test_the_control_trains_everything_except_the_masks(shared: SharedSettings) -> None:
     before, after = _before_and_after("random-100", shared)
     for old, new in zip(masks_of(before).logits, masks_of(after).logits, strict=True):
@@ -52,6 +53,7 @@ def test_the_control_trains_everything_except_the_masks(shared: SharedSettings) 
     assert not torch.equal(before.head()["classifier.weight"], after.head()["classifier.weight"])
 
 
+@pytest.mark.slow
 def test_masks_are_trained_outside_the_control(shared: SharedSettings) -> None:
     before, after = _before_and_after("hard-100", shared)
     for old, new in zip(masks_of(before).logits, masks_of(after).logits, strict=True):
@@ -73,6 +75,7 @@ def test_each_row_uses_and_trains_the_adapter_of_its_author_only(shared: SharedS
     assert [weight.grad is None for weight in site.A] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_the_adapter_of_an_author_is_an_ordinary_adapter(shared: SharedSettings) -> None:
     model = fit(SETUPS["adapter-each"], shared, seed=0)
     site = next(module for module in model.modules() if isinstance(module, ProfileAdapters))
@@ -102,6 +105,7 @@ def test_every_setup_runs_and_a_second_call_trains_nothing(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_run(shared: SharedSettings) -> None:
     first = authors.Runs(shared).result("head", 0)
     second = authors.Runs(replace(shared, epochs=2)).result("head", 0)

@@ -164,6 +164,7 @@ class BreaksOnOne(Breaks):
         return loss * float("nan") if (self.global_step, self.global_rank) == (1, 1) else loss
 
 
+@pytest.mark.slow
 def test_every_process_stops_at_the_step_that_broke_one(tmp_path):
     fit = trainer(tmp_path, BothStop(), strategy="ddp_fork", devices=2)
     with pytest.raises(Exception, match="at step 1"):

@@ -116,6 +116,7 @@ def test_curves_and_picture_reach_an_offline_wandb_run(tmp_path):
     assert size == (picture["gate/heatmap/height"], picture["gate/heatmap/width"])
 
 
+@pytest.mark.slow
 def test_the_picture_reaches_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -128,6 +129,7 @@ def test_the_picture_reaches_tensorboard(tmp_path):
     assert (tmp_path / "run" / "gates.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_heat_map_shows_means_over_all_validation_examples(tmp_path, monkeypatch):
     """Batches of 4, 4 and 1: an example counts the same in each."""
     from lightning_pelt.reports import figures as plots
@@ -177,6 +179,7 @@ def test_fast_dev_run_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_table_at_the_end(tmp_path, capsys):
     monitor = GateMonitor()
     trainer(tmp_path, monitor).fit(Tiny(), loader(2), loader(1))
@@ -232,6 +235,7 @@ class Pair(Tiny):
         return super().training_step(batch, index) + self.other(**batch).loss
 
 
+@pytest.mark.slow
 def test_gates_of_two_models(tmp_path):
     module = Pair()
     monitor = GateMonitor(every_n_steps=1)
@@ -256,6 +260,7 @@ class SameEverywhere(Callback):
         assert digest[0] == digest[1] > 0
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_the_validation_and_write_one_picture(tmp_path):
     fit = trainer(tmp_path, GateMonitor(), SameEverywhere(), strategy="ddp_fork", devices=2)
     fit.fit(Tiny(), loader(4), loader(4, seed=1))

@@ -182,6 +182,7 @@ def test_a_method_with_a_gate_in_some_blocks_only_cannot_close(tmp_path):
     fails(tmp_path, schedule, Tiny(plan=plan), "has no gates in some blocks")
 
 
+@pytest.mark.slow
 def test_an_ungated_method_can_be_held(tmp_path):
     module = Tiny(plan=Plan.uniform(LoRA()))
     fit = trainer(tmp_path, GateSchedule({"lora": [Phase(held=True)]}))
@@ -318,6 +319,7 @@ def test_pruning_comes_before_the_checkpoint_of_the_same_validation(tmp_path):
 # -- resume ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_schedule_goes_on_where_it_was(tmp_path):
     """Interrupted after epoch 2 of 4: weights, openness and pruned gates as uninterrupted."""
 
@@ -415,6 +417,7 @@ class RanksAgree(Callback):
         assert trainer.global_step == 4
 
 
+@pytest.mark.slow
 def test_two_processes_close_hold_and_prune_alike(tmp_path):
     schedule = prune(after=2, lora=[Phase(until=1, state="closed"), Phase(lr_factor=0.5)])
     fit = trainer(

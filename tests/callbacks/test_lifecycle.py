@@ -37,6 +37,7 @@ def test_another_plan_for_the_same_module_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", [UserModule, Lazy])
 @pytest.mark.parametrize("end", [detach, merge])
+@pytest.mark.slow
 def test_after_detach_or_merge_the_next_plan_counts(tmp_path, kind, end):
     module = user_module(kind)
     fit(module, tmp_path, PELTCallback(LORA))
@@ -132,6 +133,7 @@ def test_an_equal_plan_with_another_head_is_refused(tmp_path):
         fit(module, tmp_path, PELTCallback(LORA, head=["pooler"]))
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_of_a_trained_module_stand_alone(tmp_path):
     module = user_module()
     fit(module, tmp_path, PELTCallback(LORA))
@@ -167,6 +169,7 @@ class TestSeveralModels:
         trained = net.parameters_of("lora") + other.parameters_of("adapter")
         assert all(run.optimizers[0].state[p]["step"] == 2 for p in trained)
 
+    @pytest.mark.slow
     def test_each_has_its_state_and_resumes_exactly(self, tmp_path):
         first, second = (callback.state_key for callback in self.callbacks())
         assert first != second

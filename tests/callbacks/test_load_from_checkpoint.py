@@ -56,6 +56,7 @@ def test_weights_alone_are_enough(tmp_path):
     assert torch.equal(logits(UserModule.load_from_checkpoint(path)), logits(module))
 
 
+@pytest.mark.slow
 def test_a_loaded_module_can_be_trained_and_saved_again(tmp_path):
     loaded = UserModule.load_from_checkpoint(trained(user_module(), tmp_path))
     path = trained(loaded, tmp_path / "again")
@@ -75,6 +76,7 @@ def test_a_merged_module_is_an_ordinary_one_again(tmp_path):
     assert torch.equal(logits(again), logits(module))
 
 
+@pytest.mark.slow
 def test_two_towers_and_a_head(tmp_path):
     class Towers(UserModule):
         def build(self) -> None:
@@ -109,6 +111,7 @@ class Captions(LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
 
 
+@pytest.mark.slow
 def test_example_inputs_are_in_the_checkpoint(tmp_path):
     batch, module = picture_and_words(), Captions()
     run = trainer(tmp_path, PELTCallback(PLAN, example_inputs=picture_and_words(1)))
@@ -167,6 +170,7 @@ class OneArgument(WithParameters):
         self.build(options["width"])
 
 
+@pytest.mark.slow
 def test_hyperparameters_and_the_own_hook_work_as_without_a_plan(tmp_path):
     module = Configured(5, note="mine")
     again = Configured.load_from_checkpoint(trained(module, tmp_path))
@@ -184,6 +188,7 @@ def test_hyperparameters_in_one_argument(tmp_path):
     assert torch.equal(logits(again), logits(module))
 
 
+@pytest.mark.slow
 def test_a_module_of_a_command_line(tmp_path):
     cli = LightningCLI(
         Configured,
@@ -207,6 +212,7 @@ def test_a_module_that_attaches_by_itself_still_loads(tmp_path):
     assert torch.equal(logits(Own.load_from_checkpoint(path)), logits(module))
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(tmp_path):
     path = trained(user_module(), tmp_path)
     checkpoint = torch.load(path, weights_only=True)

@@ -56,6 +56,7 @@ def test_a_module_with_a_callback_gets_its_plan_and_weights(tmp_path, kind):
     assert main.net.get_parameter("embeddings.word_embeddings.weight").requires_grad is False
 
 
+@pytest.mark.slow
 def test_a_pelt_module_gets_its_weights(tmp_path):
     backbone = bert(tmp_path / "backbone")
     worker, main = (PELTModule(backbone, UniPELT(), labels=LABELS) for _ in range(2))

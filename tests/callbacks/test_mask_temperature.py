@@ -26,6 +26,7 @@ class Seen(Callback):
         self.validation.append(masks_of(pl_module).temperature)
 
 
+@pytest.mark.slow
 def test_it_falls_geometrically_and_ends_at_the_stored_value(tmp_path: Path) -> None:
     backbone = bert(tmp_path / "bert")
     plan = Plan.uniform(XPEFT(bank=RandomBank(size=8), k=2, bottleneck=4, temperature=0.5))

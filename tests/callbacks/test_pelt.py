@@ -111,6 +111,7 @@ def loss(
 
 
 @pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.slow
 def test_it_attaches_trains_saves_and_restores(tmp_path, kind):
     module = user_module(kind)
     run = trainer(tmp_path, PELTCallback(UniPELT()))
@@ -156,6 +157,7 @@ def test_the_modules_own_head_is_trained(tmp_path):
     assert not torch.equal(module.head.weight, before)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path):
     whole = user_module()
     run = trainer(tmp_path, PELTCallback(UniPELT()), max_epochs=2)
@@ -189,6 +191,7 @@ def test_a_module_without_a_model_is_refused(tmp_path):
         trainer(tmp_path, PELTCallback(UniPELT())).fit(module, loader(1))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     run = trainer(tmp_path, PELTCallback(Plan.uniform(LoRA(r=4))))
     run.fit(user_module(), loader(1))
@@ -222,6 +225,7 @@ def averaging(folder: Path, epochs: int, checkpoint: Path | None = None) -> User
     return module
 
 
+@pytest.mark.slow
 def test_averaged_weights_fit_and_resume(tmp_path):
     whole = averaging(tmp_path / "a", 2)
     averaging(tmp_path / "b", 1)

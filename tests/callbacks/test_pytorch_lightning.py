@@ -54,6 +54,7 @@ def trainer(folder: Any, *callbacks: Any, **options: Any) -> Any:
     return other.Trainer(**{**defaults, **options})
 
 
+@pytest.mark.slow
 def test_all_callbacks_work_and_checkpoints_load(tmp_path):
     torch.manual_seed(0)
     module = Module()
@@ -80,6 +81,7 @@ def test_no_checkpoint_follows_a_loss_that_is_not_finite(tmp_path):
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_after_processes_the_weights_are_in_the_main_one(tmp_path):
     module = Module()
     run = trainer(tmp_path, PELTCallback(UniPELT()), strategy="ddp_fork")

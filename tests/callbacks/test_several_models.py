@@ -85,6 +85,7 @@ def test_a_schedule_holds_a_method_in_both(tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(adapter, starts.adapter, strict=True))
 
 
+@pytest.mark.slow
 def test_a_schedule_scales_a_method_in_both(tmp_path):
     """With half the rate, plain gradient descent goes half as far in the first step."""
     moved = []
@@ -115,6 +116,7 @@ def test_pruning_tells_the_gates_of_both_apart(tmp_path):
     assert all(gate.open == 0.0 for gate in gates)
 
 
+@pytest.mark.slow
 def test_the_monitor_shows_the_gates_of_both(tmp_path):
     monitor = GateMonitor(every_n_steps=1)
     fit(tmp_path, monitor)

@@ -103,6 +103,7 @@ def moved(cli: PELTCLI) -> float:
 # -- what is given holds ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_not_given_is_that_of_the_checkpoint():
     Path("bare.yaml").write_text(yaml.safe_dump(recipe({})))
     cli = fit("fit", "--config=bare.yaml", *RESUME)
@@ -114,6 +115,7 @@ def test_what_is_not_given_is_that_of_the_checkpoint():
 
 
 @pytest.mark.parametrize("where", ["command line", "recipe"])
+@pytest.mark.slow
 def test_a_given_rate_is_the_rate_of_the_resumed_fit(where):
     Path("slow.yaml").write_text(yaml.safe_dump(recipe({**TRAINED, "lr": 1e-7})))
     given = {
@@ -169,6 +171,7 @@ def test_the_configuration_of_a_run_resumes_it():
     ],
     ids=["plan", "backbone", "task", "size", "labels"],
 )
+@pytest.mark.slow
 def test_what_cannot_hold_is_refused_with_both_values(capsys, monkeypatch, command, given, parts):
     shutil.copytree("bert", "other")
     larger = {**TRAINED, "plan": yaml.safe_load(yaml.safe_dump(PLAN).replace("r: 8", "r: 16"))}
@@ -185,6 +188,7 @@ def test_a_backbone_that_was_moved_is_used():
     assert cli.model.backbone == "moved"
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_checkpoint_is_shown(capsys):
     state = torch.load("one.ckpt", weights_only=True)
     del state["optimizer_states"]
@@ -198,6 +202,7 @@ def test_the_plan_of_a_checkpoint_is_shown(capsys):
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.slow
 def test_a_model_that_nothing_has_trained_is_refused(capsys, monkeypatch, command):
     line = run(capsys, monkeypatch, command, "--config=recipe.yaml")
     assert line == (
@@ -215,6 +220,7 @@ def test_a_model_that_nothing_has_trained_is_used_on_demand(command):
     assert Path("predictions.jsonl").exists() == (command == "predict")
 
 
+@pytest.mark.slow
 def test_untrained_excludes_a_checkpoint(capsys, monkeypatch):
     options = ["--config=recipe.yaml", "--ckpt_path=one.ckpt", "--untrained=true"]
     assert "excludes --ckpt_path one.ckpt" in run(capsys, monkeypatch, "test", *options)
@@ -234,9 +240,6 @@ WHERE = {
 }
 
 
-QUICK = ("named logger", "folder")  # in the quick run; the others repeat the mechanism
-
-
 def older(seconds: int) -> None:
     """Let all checkpoints be older than they are."""
     for path in Path().rglob("*.ckpt"):
@@ -244,14 +247,8 @@ def older(seconds: int) -> None:
         os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(options, id=name, marks=() if name in QUICK else pytest.mark.slow)
-        for name, options in WHERE.items()
-    ],
-)
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("options", WHERE.values(), ids=WHERE)
 def test_last_is_the_newest_run(options):
     fit("fit", "--config=recipe.yaml", *options, "--model.lr=0.5")
     older(100)
@@ -406,6 +403,7 @@ BAD = {
     "command", ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("fit", "plan"))]
 )
 @pytest.mark.parametrize(("name", "message"), BAD.items(), ids=BAD)
+@pytest.mark.slow
 def test_a_file_that_is_no_checkpoint_is_refused(capsys, monkeypatch, command, name, message):
     options = ["--config=recipe.yaml", f"--ckpt_path={write_bad(name)}"]
     assert run(capsys, monkeypatch, command, *options).startswith(message)

@@ -76,6 +76,7 @@ def backbone(tmp_path: Path) -> str:
     return f"--model.backbone={bert(tmp_path / 'bert')}"
 
 
+@pytest.mark.slow
 def test_a_recipe_of_0_1_loads(backbone: str) -> None:
     Path("recipe.yaml").write_text(RECIPE)
     built = main(["--config=recipe.yaml", backbone], run=False)

@@ -71,6 +71,7 @@ MISTAKES = {
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 @pytest.mark.parametrize(("given", "message"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.slow
 def test_a_mistake_is_one_line(monkeypatch, capsys, backbone, given, message):
     options = [f"--model.backbone={backbone}", *ROWS, *given]
     printed = run(monkeypatch, capsys, "fit", *options)
@@ -124,6 +125,7 @@ def test_a_search_ends_in_the_same_way(monkeypatch, capsys):
     assert printed == "lightning-pelt search: unknown option 'seeed': did you mean 'seed'?\n"
 
 
+@pytest.mark.slow
 def test_debug_adds_the_traceback(monkeypatch, capsys):
     options = ["--model.backbone=./no", *ROWS]
     printed = run(monkeypatch, capsys, "fit", *options, "--debug")

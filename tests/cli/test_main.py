@@ -143,6 +143,7 @@ def test_a_fit_can_be_validated_tested_predicted_and_resumed(options, capsys):
     assert resumed.trainer.global_step == 6
 
 
+@pytest.mark.slow
 def test_data_with_other_labels_than_the_checkpoint_is_refused(options):
     main(["fit", *options, *FILES, *KEPT])
     arguments = ["test", *options, *FILES, "--ckpt_path=kept/fit.ckpt"]
@@ -158,6 +159,7 @@ def printed_model(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     return yaml.safe_load(config.partition("\n\n")[0])["model"]
 
 
+@pytest.mark.slow
 def test_options_of_a_method_on_the_command_line(options, capsys):
     chosen = [
         "--model.plan=UniPELT",
@@ -177,6 +179,7 @@ def test_options_of_a_method_on_the_command_line(options, capsys):
     assert gate["pool"] == "all"
 
 
+@pytest.mark.slow
 def test_an_overridden_method_reaches_the_model(options):
     plan = ["--model.plan=UniPELT", "--model.plan.methods+=LoRA", "--model.plan.methods.r=2"]
     cli = main(["fit", *options, *FILES, *plan, "--trainer.limit_train_batches=1"])
@@ -187,6 +190,7 @@ def test_an_overridden_method_reaches_the_model(options):
     assert (count.trained, count.gates) == (2 * (2 * 2 * 16 + 2 * 16 * 2), 2 * 2 * 17)
 
 
+@pytest.mark.slow
 def test_options_of_a_recipe_are_overridden(repository, capsys):
     recipe = f"--config={repository / 'recipes' / 'quickstart.yaml'}"
     model = printed_model(capsys, recipe, "--model.plan=HeadOnly", "--model.lr=0.5")
@@ -215,6 +219,7 @@ def test_help_lists_seven_commands_in_a_line_each(capsys, monkeypatch):
     assert all(line.endswith(".") for line in commands)
 
 
+@pytest.mark.slow
 def test_without_arguments_it_prints_the_help_and_fails(capsys):
     with pytest.raises(SystemExit) as ended:
         script()
@@ -314,6 +319,7 @@ def test_nonsense_gets_no_suggestion(options, capsys):
     assert "did you mean" not in printed
 
 
+@pytest.mark.slow
 def test_a_subclass_has_the_commands_of_the_trainer_and_its_options(options, capsys):
     class Noted(PELTCLI):
         def add_arguments_to_parser(self, parser):

@@ -20,6 +20,7 @@ def show(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_recipe_is_shown_without_its_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,6 +61,7 @@ data:
     ],
     ids=["unknown", "known", "regression"],
 )
+@pytest.mark.slow
 def test_how_the_head_was_counted_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], head: str
 ) -> None:
@@ -68,6 +70,7 @@ def test_how_the_head_was_counted_is_said(
     assert line(text, "picture:") == ["plan.png"] and Path("plan.png").is_file()
 
 
+@pytest.mark.slow
 def test_t5_has_no_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data=TextToText", "--data.train=absent.csv", "--model.task=TextToText"]
     backbone = f"--model.backbone={t5(tmp_path / 't5')}"

@@ -123,6 +123,7 @@ def accuracy(checkpoint: str, people: list[str]) -> dict[str, float]:
 # -- train and list ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_train_stores_every_profile_of_the_best_checkpoint(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +304,7 @@ def test_an_export_is_imported_to_another_store(
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.slow
 def test_predict_answers_a_file_in_its_order(trained: str, kind: str) -> None:
     rows = [{"text": TEXTS[i], "profile": PEOPLE[i % 3]} for i in range(8)]
     with Path(f"new.{kind}").open("w") as file:
@@ -365,6 +367,7 @@ def test_a_missing_store_is_not_created(capsys: pytest.CaptureFixture[str], comm
     assert not Path("nothing.db").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_a_checkpoint_is_refused(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,6 +388,7 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return said.out + said.err
 
 
+@pytest.mark.slow
 def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     overview = printed(capsys, "--help")
     for command, words in profiles_cli.COMMANDS.items():
@@ -403,6 +407,7 @@ def test_help_names_the_commands_and_their_options(capsys: pytest.CaptureFixture
         assert option in shown
 
 
+@pytest.mark.slow
 def test_a_misspelt_name_is_answered_with_the_nearest(
     recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

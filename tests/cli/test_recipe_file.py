@@ -90,6 +90,7 @@ def test_a_value_on_the_command_line_is_checked_too(capsys, option):
 
 
 @pytest.mark.parametrize("text", ["rows[1].csv", "*attention", "[*attention*]", "a: b: c", "{x"])
+@pytest.mark.slow
 def test_other_text_on_the_command_line_is_left_to_the_options(capsys, text):
     with pytest.raises(SystemExit):
         main(["fit", f"--model.lr={text}"])

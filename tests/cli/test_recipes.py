@@ -91,6 +91,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, _isolated: None, tmp_path: Path) -> 
         for recipe in RECIPES
     ],
 )
+@pytest.mark.slow
 def test_recipe_fits_and_tests(
     recipe: Path, run: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def glue() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
+@pytest.mark.slow
 def test_the_configuration_of_a_run_builds_the_same_run(run: str) -> None:
     deep_backbone()
     glue()
@@ -129,6 +130,7 @@ def test_a_run_is_tested_and_fitted_again_from_its_configuration() -> None:
     assert fitted.trainer.global_step == 2
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_run_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     plan.main(["--config=gated/config.yaml", "--data.labels=[high, low]"])
     assert "compacter" in capsys.readouterr().out

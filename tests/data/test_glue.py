@@ -191,6 +191,7 @@ T5 = {
 
 
 @pytest.mark.parametrize("task", T5)
+@pytest.mark.slow
 def test_rows_as_text(minilm: str, tmp_path: Path, task: str) -> None:
     row, source, target = T5[task]
     folder = save(tmp_path / "x", train=[row], dev=[row])
@@ -216,6 +217,7 @@ def test_wrong_arguments_are_named(words: str, tmp_path: Path) -> None:
     ("task", "train", "dev"),
     [("cola", 8551, 1043), ("stsb", 5749, 1500), ("mrpc", 3668, 408), ("qnli", 9999, 5463)],
 )
+@pytest.mark.slow
 def test_real_files(words: str, shared_data: Path, task: str, train: int, dev: int) -> None:
     data = GLUE(words, task, folder=str(shared_data), low_resource=100)  # type: ignore[arg-type]
     sizes = {name: len(rows) for name, rows in data.splits.items()}

@@ -381,6 +381,7 @@ def test_a_command_line_reads_the_options(
         assert words_of_help in shown
 
 
+@pytest.mark.slow
 def test_the_authors_of_news_are_read_with_options_only(minilm: str, shared_data: Path) -> None:
     folder = shared_data / "huffpost_authors"
     files = {name: str(folder / f"{name}.jsonl") for name in ("train", "dev", "test")}

@@ -64,6 +64,7 @@ def test_collecting_prints_and_imports_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_splits_are_a_partition_that_follows_from_the_seed(minilm: str) -> None:
     def splits(**options: int) -> dict[str, list[str]]:
         return {name: rows["text"][:] for name, rows in StdlibDocs(**options).splits.items()}
@@ -77,6 +78,7 @@ def test_splits_are_a_partition_that_follows_from_the_seed(minilm: str) -> None:
     assert first["test"] != splits(data_seed=1)["test"]
 
 
+@pytest.mark.slow
 def test_chapters_of_few_rows_are_dropped(rows: dict[str, str]) -> None:
     counts = Counter(rows.values())
     labels = StdlibDocs(min_rows=200).labels
@@ -84,6 +86,7 @@ def test_chapters_of_few_rows_are_dropped(rows: dict[str, str]) -> None:
     assert labels == [chapter for chapter in CHAPTERS if chapter in labels]
 
 
+@pytest.mark.slow
 def test_batches_hold_the_chapters(rows: dict[str, str]) -> None:
     data = StdlibDocs(batch_size=4, limit_train=8, limit_eval=4, max_length=32)
     data.setup("fit")
@@ -101,6 +104,7 @@ def test_batches_hold_the_chapters(rows: dict[str, str]) -> None:
         assert batch["labels"].dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_a_split_that_leaves_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(ValueError, match=r"test_rows 100000 .* lower them, or min_rows"):
         _ = StdlibDocs(test_rows=100_000).splits

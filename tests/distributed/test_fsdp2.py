@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -93,7 +92,6 @@ def mesh():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     distributed.destroy_process_group()
-    gc.collect()  # a group in a cycle would be freed in a later test's fork, and wait there
 
 
 def test_every_parameter_is_sharded_by_blocks(mesh):

@@ -65,8 +65,9 @@ class Convention(NamedTuple):
 LOOK_UP = re.compile(r"(\w+)(?:: \w+)? = ALL_ATTENTION_FUNCTIONS\.get_interface\(")
 
 
+@pytest.fixture(scope="module")
 def conventions() -> dict[Convention, str]:
-    """Those of all modeling files, and where each is found first."""
+    """Those of all modeling files, and where each is found first. Reading them takes seconds."""
     found: dict[Convention, str] = {}
     for path in sorted(MODELS.glob("*/modeling_*.py")):
         source = path.read_text(encoding="utf-8")
@@ -94,9 +95,6 @@ def call_at(source: str, start: int) -> ast.Call:
             continue
         assert isinstance(call, ast.Call)
         return call
-
-
-CONVENTIONS = conventions()
 
 
 class FixedPrefix(nn.Module):
@@ -145,64 +143,85 @@ def look_up(function: Callable, name: str = "eager") -> Callable:
     return AttentionInterface().get_interface(name, function)
 
 
-def test_the_conventions_are_those_of_transformers() -> None:
-    assert sum(1 for c in CONVENTIONS if "attention_mask" in c.names) > 10
-    assert {c.positional for c in CONVENTIONS} >= {1, 4, 5}
-    assert len(CONVENTIONS) > 35
+@pytest.mark.slow
+def test_the_conventions_are_those_of_transformers(conventions: dict[Convention, str]) -> None:
+    assert sum(1 for c in conventions if "attention_mask" in c.names) > 10
+    assert {c.positional for c in conventions} >= {1, 4, 5}
+    assert len(conventions) > 35
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS, ids=CONVENTIONS.get)
-def test_without_a_prefix_the_function_gets_what_it_is_given(convention: Convention) -> None:
-    _, _, put = prefixed_host()
-    args, kwargs = arguments(Host(), convention)
-    got, named = look_up(received)(*args, **kwargs)
-    assert len(got) == len(args) and all(a is b for a, b in zip(got, args, strict=True))
-    assert list(named) == list(kwargs) and all(named[name] is kwargs[name] for name in kwargs)
-    put.remove()
+@pytest.mark.slow
+def test_without_a_prefix_the_function_gets_what_it_is_given(
+    conventions: dict[Convention, str], subtests: pytest.Subtests
+) -> None:
+    for convention, where in conventions.items():
+        with subtests.test(where):
+            _, _, put = prefixed_host()
+            args, kwargs = arguments(Host(), convention)
+            got, named = look_up(received)(*args, **kwargs)
+            assert len(got) == len(args) and all(a is b for a, b in zip(got, args, strict=True))
+            assert list(named) == list(kwargs) and all(
+                named[name] is kwargs[name] for name in kwargs
+            )
+            put.remove()
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS, ids=CONVENTIONS.get)
-def test_with_a_prefix_only_keys_and_masks_grow(convention: Convention) -> None:
-    host, prefix, put = prefixed_host()
-    args, kwargs = arguments(host, convention)
-    given = dict(zip(NAMES, args, strict=False)) | kwargs
-    (module, query, key, value, mask), named = look_up(received)(*args, **dict(kwargs))
-    assert module is host and query is given["query"]
-    for grown, name in ((key, "key"), (value, "value")):
-        assert torch.equal(grown[:, :, LENGTH:], given[name])
-        assert torch.equal(grown[:1, :, :LENGTH], getattr(prefix, name))
-    if given.get("attention_mask") is None:
-        assert mask is None
-    else:
-        assert mask[..., :LENGTH].all() and torch.equal(mask[..., LENGTH:], given["attention_mask"])
-    bias = named.pop("position_bias", None)
-    assert bias is None or torch.equal(bias[..., LENGTH:], kwargs.pop("position_bias"))
-    rest = {name: value for name, value in kwargs.items() if name not in NAMES}
-    rest.pop("position_bias", None)
-    assert all(named[name] is value for name, value in rest.items()) and set(named) == set(rest)
-    put.remove()
+@pytest.mark.slow
+def test_with_a_prefix_only_keys_and_masks_grow(
+    conventions: dict[Convention, str], subtests: pytest.Subtests
+) -> None:
+    for convention, where in conventions.items():
+        with subtests.test(where):
+            host, prefix, put = prefixed_host()
+            args, kwargs = arguments(host, convention)
+            given = dict(zip(NAMES, args, strict=False)) | kwargs
+            (module, query, key, value, mask), named = look_up(received)(*args, **dict(kwargs))
+            assert module is host and query is given["query"]
+            for grown, name in ((key, "key"), (value, "value")):
+                assert torch.equal(grown[:, :, LENGTH:], given[name])
+                assert torch.equal(grown[:1, :, :LENGTH], getattr(prefix, name))
+            if given.get("attention_mask") is None:
+                assert mask is None
+            else:
+                assert mask[..., :LENGTH].all() and torch.equal(
+                    mask[..., LENGTH:], given["attention_mask"]
+                )
+            bias = named.pop("position_bias", None)
+            assert bias is None or torch.equal(bias[..., LENGTH:], kwargs.pop("position_bias"))
+            rest = {name: value for name, value in kwargs.items() if name not in NAMES}
+            rest.pop("position_bias", None)
+            assert all(named[name] is value for name, value in rest.items()) and set(named) == set(
+                rest
+            )
+            put.remove()
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS, ids=CONVENTIONS.get)
-def test_equals_the_plain_function_on_longer_tensors(convention: Convention) -> None:
+@pytest.mark.slow
+def test_equals_the_plain_function_on_longer_tensors(
+    conventions: dict[Convention, str], subtests: pytest.Subtests
+) -> None:
     """SDPA, called in the same way, on keys, values and a mask with the prefix in them."""
-    host, prefix, put = prefixed_host()
-    args, kwargs = arguments(host, convention)
-    names = dict(zip(NAMES, args, strict=False)) | kwargs
-    if "attention_mask" not in names:  # only other implementations are called so
-        names["attention_mask"] = kwargs["attention_mask"] = None
-    ours, _ = look_up(sdpa_attention_forward, "eager")(*args, **dict(kwargs))
-    put.remove()
-    for name in ("key", "value"):
-        names[name] = torch.cat([getattr(prefix, name).expand(2, -1, -1, -1), names[name]], 2)
-    if names["attention_mask"] is not None:
-        names["attention_mask"] = nn.functional.pad(
-            names["attention_mask"], (LENGTH, 0), value=True
-        )
-    if names.get("position_bias") is not None:
-        names["position_bias"] = nn.functional.pad(names["position_bias"], (LENGTH, 0))
-    expected, _ = sdpa_attention_forward(**names)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    for convention, where in conventions.items():
+        with subtests.test(where):
+            host, prefix, put = prefixed_host()
+            args, kwargs = arguments(host, convention)
+            names = dict(zip(NAMES, args, strict=False)) | kwargs
+            if "attention_mask" not in names:  # only other implementations are called so
+                names["attention_mask"] = kwargs["attention_mask"] = None
+            ours, _ = look_up(sdpa_attention_forward, "eager")(*args, **dict(kwargs))
+            put.remove()
+            for name in ("key", "value"):
+                names[name] = torch.cat(
+                    [getattr(prefix, name).expand(2, -1, -1, -1), names[name]], 2
+                )
+            if names["attention_mask"] is not None:
+                names["attention_mask"] = nn.functional.pad(
+                    names["attention_mask"], (LENGTH, 0), value=True
+                )
+            if names.get("position_bias") is not None:
+                names["position_bias"] = nn.functional.pad(names["position_bias"], (LENGTH, 0))
+            expected, _ = sdpa_attention_forward(**names)
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("pool", [(1, 1, 1), (2, 3, 1)], ids=["pooled", "token"])
@@ -279,6 +298,7 @@ def test_unwrapped_when_the_last_prefix_is_detached() -> None:
 
 
 @alone
+@pytest.mark.slow
 def test_unwrapped_when_the_last_model_is_collected() -> None:
     first = prefixed(tiny_bert())
     second = prefixed(tiny_bert())
@@ -291,6 +311,7 @@ def test_unwrapped_when_the_last_model_is_collected() -> None:
 
 
 @alone
+@pytest.mark.slow
 def test_unwrapped_when_attaching_fails() -> None:
     with pytest.raises(ValueError, match="has a prefix already"):
         attach(tiny_bert(), Plan.uniform(Prefix(), Prefix(name="other")))
@@ -300,6 +321,7 @@ def test_unwrapped_when_attaching_fails() -> None:
 
 @alone
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.slow
 def test_a_copy_keeps_its_prefix(copied: Callable) -> None:
     """After its original is detached, and until it is collected."""
     attachment = prefixed(tiny_bert())
@@ -398,6 +420,7 @@ def test_wrapped_again_where_another_package_has_replaced_it() -> None:
 
 
 @alone
+@pytest.mark.slow
 def test_the_collector_does_not_wait_for_a_thread() -> None:
     """A thread that examines a model holds the lock; the wrapper then goes at the next look-up."""
     attachment = prefixed(tiny_bert())
@@ -422,6 +445,7 @@ def test_the_collector_does_not_wait_for_a_thread() -> None:
 
 
 @alone
+@pytest.mark.slow
 def test_threads_that_attach_and_detach() -> None:
     """None of them loses its prefix when another removes the last but one."""
     models = [tiny_bert() for _ in range(3)]

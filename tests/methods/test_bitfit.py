@@ -151,6 +151,7 @@ def sam() -> tuple[Any, dict[str, Tensor]]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [moonshine, sam])
+@pytest.mark.slow
 def test_norms_with_channels_first(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model, batch = make()
     changed, base = copy.deepcopy(model), model(**batch)[0]

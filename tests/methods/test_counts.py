@@ -107,6 +107,7 @@ def test_single_methods_on_bert_base(bert: PreTrainedModel, name: str) -> None:
     assert everything == trained + head
 
 
+@pytest.mark.slow
 def test_bitfit_and_the_bias_of_the_head_make_the_papers_count(bert: PreTrainedModel) -> None:
     counts, _, _ = count(bert, Plan.uniform(BitFit()))
     assert counts["bitfit"].trained + 2 == 102_914
@@ -120,6 +121,7 @@ AP, APL = UniPELT([Adapter(), Prefix()]), UniPELT()
     [(AP, 1_078_848, 1_097_304, 10_771_546), (APL, 1_373_760, 1_410_672, 11_084_914)],
     ids=["AP", "APL"],
 )
+@pytest.mark.slow
 def test_unipelt_on_bert_base(
     bert: PreTrainedModel, plan: Plan, deployed: int, with_gates: int, trained: int
 ) -> None:
@@ -150,6 +152,7 @@ def test_unipelt_ap_on_bart_large(bart: PreTrainedModel) -> None:
     assert count(bart, AP)[1] == 42_660_924
 
 
+@pytest.mark.slow
 def test_backbone_and_head(bert: PreTrainedModel) -> None:
     attachment = attach(bert, HeadOnly())
     assert (attachment.backbone_size, attachment.head_size) == (BACKBONE, 1_538)
@@ -159,6 +162,7 @@ def test_backbone_and_head(bert: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("plan", "trained"), [(HeadOnly(), 1_538), (FullFineTuning(), BACKBONE + 1_538)]
 )
+@pytest.mark.slow
 def test_baselines(bert: PreTrainedModel, plan: Plan, trained: int) -> None:
     counts, everything, _ = count(bert, plan)
     assert counts == {}

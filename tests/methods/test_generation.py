@@ -62,6 +62,7 @@ CACHED += ["qwen3", "phi3", "gemma3_text", "deepseek_v3", "t5", "mt5", "bart", "
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", CACHED)
+@pytest.mark.slow
 def test_cache_changes_nothing(name: str, beams: int) -> None:
     model = gated(name)
     for padded in (False, True):
@@ -84,6 +85,7 @@ def test_static_cache(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "bart"])
+@pytest.mark.slow
 def test_rows_and_beams_do_not_mix(name: str) -> None:
     """A row alone gives what it gives in a batch."""
     model, batch = gated(name), prompt(name, padded=True)

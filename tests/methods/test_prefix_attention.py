@@ -228,6 +228,7 @@ def sets_of_points() -> tuple[Any, dict[str, Tensor]]:
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["all", "token"])
 @pytest.mark.parametrize("make", [windows, sets_of_points])
+@pytest.mark.slow
 def test_gates_of_attentions_that_read_other_shapes(make: Any, pool: Any) -> None:
     model, batch = make()
     attachment = attach(

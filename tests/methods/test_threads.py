@@ -91,6 +91,7 @@ def attached(plan: str, model: PreTrainedModel | None = None) -> PreTrainedModel
 
 @torch.no_grad()
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.slow
 def test_a_forward_in_the_middle_of_another(plan: str) -> None:
     model = attached(plan)
     mine, other = with_profiles(plan, MINE, 0), with_profiles(plan, OTHER, 1)
@@ -103,6 +104,7 @@ def test_a_forward_in_the_middle_of_another(plan: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_base_alone() -> None:
     model: Any = attached("unipelt")
     expected = model.bert(**MINE).last_hidden_state
@@ -156,6 +158,7 @@ def test_two_forwards_before_a_recomputation() -> None:
         (loss(model, 0) + loss(model, 1)).backward()
 
 
+@pytest.mark.slow
 def test_profiles_of_a_thread() -> None:
     """What one thread selects, another does not see."""
     model = attached("profiles")

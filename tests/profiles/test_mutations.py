@@ -35,7 +35,7 @@ JSON_VALUES = (
     None, 0, -1, 1.5, "", "x", "..", "../profiles.db", "/etc/passwd", "a\0b", "x" * 5000, [], {},
     [1], {"file": "a"}, True, "0" * 64, 10**400,
 )  # fmt: skip
-MANY = [pytest.param(40, id="some"), pytest.param(300, id="many", marks=pytest.mark.slow)]
+MANY = [pytest.param(40, id="some"), pytest.param(300, id="many", marks=pytest.mark.nightly)]
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,7 @@ def change_tensor(path: Path, draw: random.Random) -> None:
 
 
 @pytest.mark.parametrize("count", MANY)
+@pytest.mark.slow
 def test_a_damaged_export_raises_its_own_errors_or_imports_what_was_written(
     whole: Path, tmp_path: Path, count: int
 ) -> None:

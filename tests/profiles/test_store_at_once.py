@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 
+import pytest
 from processes import TIMEOUT, receive, second_process
 from profiles.samples import random_profile
 from profiles.store_processes import create_store, put_until_killed, read_once, read_versions
@@ -27,6 +28,7 @@ def test_iteration_continues_while_others_write(url: str, store: ProfileStore) -
     assert seen == [f"u{i:04d}" for i in range(10) if i != 8]
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_complete_profiles_while_this_one_writes(
     url: str, store: ProfileStore
 ) -> None:
@@ -41,6 +43,7 @@ def test_a_second_process_reads_complete_profiles_while_this_one_writes(
         assert reader.exitcode == 0
 
 
+@pytest.mark.slow
 def test_readers_neither_wait_for_a_writer_nor_see_its_changes(
     url: str, store: ProfileStore
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_writer_killed_in_a_transaction_loses_that_transaction(url: str) -> No
     assert _check_after_a_crash(url, at_least=200) == 200
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_time_leaves_complete_transactions(url: str) -> None:
     with second_process(put_until_killed, url, 0) as (writer, messages):
         assert receive(messages) == "loading"

@@ -55,6 +55,7 @@ def test_two_processes_take_the_same_steps(tmp_path: Path, backbone: str) -> Non
     assert_same(tmp_path / "one" / "last.ckpt", tmp_path / "two" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_a_written_profile_can_be_trained(tmp_path: Path, backbone: str) -> None:
     module = fit(tmp_path, backbone)
     kept = read_profile(module, 0)

@@ -18,6 +18,7 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("blocks", [6, 48])
+@pytest.mark.slow
 def test_a_heat_map_shows_every_gate_in_its_cell(blocks):
     gates = {
         f"{b:02d}/{s}": (b * len(SITES) + i) / (blocks * len(SITES))

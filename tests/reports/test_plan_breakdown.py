@@ -52,6 +52,7 @@ WORKED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_t5_base_has_the_total_of_the_specification() -> None:
     """1,090,824 (section 4.2), counted on submodules in one encoder and one decoder block."""
     config = T5Config(vocab_size=10, d_model=768, d_kv=64, d_ff=3072, num_layers=1, num_heads=12)
@@ -123,6 +124,7 @@ def test_a_block_of_masks_has_its_rows_of_every_profile() -> None:
     assert outside(attachment) == {"xpeft": 3 * 2 * 17}
 
 
+@pytest.mark.slow
 def test_stacked_bottlenecks_are_counted_by_block() -> None:
     """Compacter in two blocks, of one shape each, and in one of them."""
     for method in (Compacter(bottleneck=4), LowRankAdapter(bottleneck=3)):

@@ -51,6 +51,7 @@ def test_areas_are_parameters_and_the_legend_says_how_many(deep: Breakdown) -> N
         assert area / int(label.replace(",", "")) == pytest.approx(*scale)
 
 
+@pytest.mark.slow
 def test_bars_are_the_blocks_totals_and_ticks_their_shares(deep: Breakdown) -> None:
     bars = plan_picture(deep).axes[1]
     widths = [patch.get_width() for patch in bars.patches if patch.get_width() > 1]

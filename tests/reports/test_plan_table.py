@@ -62,12 +62,14 @@ def test_a_block_that_cannot_fill_its_share_is_marked() -> None:
     assert line(text, "encoder  1")[-3:] == ["130", "120", "108%"]
 
 
+@pytest.mark.slow
 def test_the_line_of_a_design_per_stack_names_both_stacks() -> None:
     plan = S4(0.3, stacks="per_stack")
     found = break_down(attach(small_t5(4), plan))
     assert "spindle of encoder 1, 1, 1, 1; decoder 1, 1, 1, 1 tuned" in describe(plan, found)
 
 
+@pytest.mark.slow
 def test_groups_are_separated_by_empty_lines() -> None:
     """Without several groups there is neither a column nor an empty line."""
     plan = Plan([Group([LoRA(r=2)], "0-1"), Group([Adapter(3)], "1-2")])

@@ -119,6 +119,7 @@ def test_other_settings_are_refused_by_name(searched, recipe, capsys):
     assert "fit.lr: 0.001 -> 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_budget_that_no_design_meets_is_refused_before_training(recipe, capsys):
     with pytest.raises(SystemExit) as stop:
         run(recipe, "--search_budget=10", "--name=poor", "--workers=0")
@@ -221,6 +222,7 @@ def test_help_is_shown_without_the_extra(repository):
     assert "--search_budget" in done.stdout and "--worker" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_once_end_the_search(recipe, monkeypatch):
     monkeypatch.setattr(controller, "POLL", 0.0)
     settings = parse([f"--config={recipe}", "--name=dying"]).settings

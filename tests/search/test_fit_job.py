@@ -99,6 +99,7 @@ def job(plan: Plan, seed: int = 0, scored_on: Any = "holdout") -> Job:
     return Job(plan.to_config(), "length", seed, scored_on)
 
 
+@pytest.mark.slow
 def test_a_job_is_an_ordinary_lightning_fit(tmp_path):
     """If only the head is trained, a plain fit has the same result."""
     asked = settings(tmp_path)
@@ -119,6 +120,7 @@ def test_a_job_is_an_ordinary_lightning_fit(tmp_path):
     assert outcome.metrics["parameters"] == 0
 
 
+@pytest.mark.slow
 def test_a_job_has_the_same_result_bit_by_bit(tmp_path):
     asked = settings(tmp_path)
     fitter = Fitter(asked)
@@ -132,6 +134,7 @@ def test_a_job_has_the_same_result_bit_by_bit(tmp_path):
     assert fitter(job(LARGE, seed=4)).metrics["loss"] != first.metrics["loss"]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_all_plans_the_same_batches_head_and_modules(tmp_path, watched):
     fitter = Fitter(settings(tmp_path))
     for plan, seed in ((SMALL, 0), (LARGE, 0), (SMALL, 1)):
@@ -153,6 +156,7 @@ def test_a_seed_gives_all_plans_the_same_batches_head_and_modules(tmp_path, watc
     assert not torch.equal(first, second)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_the_job_and_not_on_earlier_draws(tmp_path):
     """With the base's dropout, a fit that draws from the process's random state would differ."""
     fitter = Fitter(settings(tmp_path, fit={"base_dropout": True}))
@@ -165,6 +169,7 @@ def test_dropout_depends_on_the_job_and_not_on_earlier_draws(tmp_path):
 
 
 @pytest.mark.parametrize(("scored_on", "trained", "scored"), [("holdout", 30, 10), ("dev", 40, 8)])
+@pytest.mark.slow
 def test_a_job_trains_and_scores_on_the_rows_that_it_names(
     tmp_path, watched, scored_on, trained, scored
 ):
@@ -174,6 +179,7 @@ def test_a_job_trains_and_scores_on_the_rows_that_it_names(
     assert module.scored == scored  # once, after the last step
 
 
+@pytest.mark.slow
 def test_rows_are_tokenised_once_for_each_split(tmp_path, monkeypatch):
     monkeypatch.setattr(Counted, "encoded", 0)
     fitter = Fitter(settings(tmp_path, kind=Counted))
@@ -197,6 +203,7 @@ def test_a_plan_uses_the_learning_rates_of_its_methods(tmp_path, watched):
     assert seen == {"lora": 0.0123, "bitfit": 0.01, "head": 0.0456}
 
 
+@pytest.mark.slow
 def test_a_diverged_fit_has_no_score_and_does_not_affect_the_next(tmp_path):
     asked = settings(tmp_path, fit={"lr": 1e30})
     outcome = Fitter(asked)(job(SMALL))
@@ -246,6 +253,7 @@ def _state() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_the_model_is_freed_after_the_job(tmp_path, watched):
     gc.disable()
     try:
@@ -256,6 +264,7 @@ def test_the_model_is_freed_after_the_job(tmp_path, watched):
         gc.enable()
 
 
+@pytest.mark.slow
 def test_metrics_have_the_mean_gates_of_held_out_rows_by_block_and_method(tmp_path):
     """A gate with zero weights and a fixed bias has the same value for every input."""
     gate = Gate(init_std=0.0, init_bias=1.5)
@@ -268,6 +277,7 @@ def test_metrics_have_the_mean_gates_of_held_out_rows_by_block_and_method(tmp_pa
         assert metrics[name] == pytest.approx(1 / (1 + np.exp(-1.5)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_encoder_decoders_that_generate_text_are_scored(tmp_path):
     task = TaskSettings(
         partial(Sentences, rows_of_train=20, target="text"), TextToText(max_new_tokens=2)

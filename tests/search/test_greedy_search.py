@@ -188,6 +188,7 @@ def test_jobs_of_earlier_stages_are_reused() -> None:
     assert len(fits) == len(before)
 
 
+@pytest.mark.slow
 def test_all_options_of_a_race_have_the_same_blocks() -> None:
     state, _ = finished()
     for each in state.records[1:-1]:
@@ -202,6 +203,7 @@ def test_all_options_of_a_race_have_the_same_blocks() -> None:
         assert max(counted.values()) == len(each.stage.options)
 
 
+@pytest.mark.slow
 def test_fresh_blocks_are_used_by_one_stage_and_by_no_race() -> None:
     state, _ = finished()
     raced, fresh = set[int](), dict[str, set[int]]()
@@ -236,6 +238,7 @@ def test_a_runner_up_replaces_the_winner_only_if_it_is_better_on_fresh_blocks(
 
 
 @pytest.mark.parametrize(("gain", "swapped"), [(6.0, True), (0.0, False), (-6.0, False)])
+@pytest.mark.slow
 def test_a_swap_replaces_a_component_only_if_it_is_clearly_better(
     gain: float, swapped: bool
 ) -> None:
@@ -325,6 +328,7 @@ def test_the_score_of_a_block_is_the_mean_over_tasks() -> None:
     assert start.selection.result().means["anything"] == pytest.approx(fmean(by_task))
 
 
+@pytest.mark.slow
 def test_brute_force_fits_a_number_of_unpaired_designs_for_each_option() -> None:
     plain = shared()
     search = GreedySearch(
@@ -406,6 +410,7 @@ def test_a_baseline_has_one_arm_and_at_least_one_block() -> None:
     assert (result.verdict, result.means["a"], result.diverged["a"]) == ("only", 65.0, 1)
 
 
+@pytest.mark.slow
 def test_a_budget_that_no_design_meets_is_refused_before_any_fit() -> None:
     plain = shared()
     search = GreedySearch(

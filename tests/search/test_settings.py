@@ -61,12 +61,14 @@ def test_a_recipe_and_options_become_settings(tmp_path):
     assert settings.folder == Path("runs/search/search")
 
 
+@pytest.mark.slow
 def test_worker_is_a_switch(tmp_path):
     read(tmp_path)
     recipe = f"--config={tmp_path / 'recipe.yaml'}"
     assert [parse([recipe]).worker, parse([recipe, "--worker"]).worker] == [False, True]
 
 
+@pytest.mark.slow
 def test_the_folder_of_reports_is_beside_the_journal_by_default(tmp_path):
     assert read(tmp_path, storage="somewhere/else/l.journal").folder == Path(
         "somewhere/else/search"
@@ -178,6 +180,7 @@ def test_invalid_settings_are_refused_before_training(tmp_path, capsys, changes,
     assert answer in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_the_included_recipe_is_valid(repository, shared_data):
     recipe = repository / "recipes" / "search_minilm.yaml"
     settings = parse([f"--config={recipe}", f"--folders={shared_data}"]).settings

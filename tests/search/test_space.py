@@ -107,6 +107,7 @@ def test_the_stages_are_those_of_the_paper_in_order() -> None:
     assert space(groups=2).stages == [*stages, "group 1", "group 2"]
 
 
+@pytest.mark.slow
 def test_nine_selections_of_four_groups_fewest_first() -> None:
     options = asked(space(), "groups", before("groups")).options
     assert set(options) == {"1", "2", "3", "4", "1+2", "3+4", "1+2+3", "2+3+4", "1+2+3+4"}
@@ -115,6 +116,7 @@ def test_nine_selections_of_four_groups_fewest_first() -> None:
     assert counts == sorted(counts)
 
 
+@pytest.mark.slow
 def test_selections_of_other_numbers_of_groups_have_no_duplicates() -> None:
     two = asked(space(groups=2), "groups", before("groups")).options
     three = asked(space(groups=3), "groups", before("groups")).options
@@ -122,6 +124,7 @@ def test_selections_of_other_numbers_of_groups_have_no_duplicates() -> None:
     assert set(three) == {"1", "2", "3", "1+2", "2+3", "1+2+3"}
 
 
+@pytest.mark.slow
 def test_options_come_simplest_first() -> None:
     deep = space(anatomy=bert(12))
     patterns = ("uniform", "spindle", "bottleneck", "increasing", "decreasing")
@@ -138,6 +141,7 @@ def test_all_fifteen_sets_of_methods_are_there_by_default() -> None:
     assert space(subsets=["LBP", "L", "L"]).sets == ("L", "PBL")  # in one order, once, by size
 
 
+@pytest.mark.slow
 def test_bitfit_alone_is_left_out_where_it_cannot_fill_its_share() -> None:
     stage = asked(space(), "group 1", {**before("groups"), "groups": "1"})
     assert len(stage.options) == 14 and "B" not in stage.options
@@ -145,6 +149,7 @@ def test_bitfit_alone_is_left_out_where_it_cannot_fill_its_share() -> None:
     assert stage.left_out == {"B": f"{2 * 224} parameters instead of 12,000"}
 
 
+@pytest.mark.slow
 def test_bitfit_alone_stays_where_it_fills_its_share() -> None:
     # One block has 4 * 32 + 96 + 32 = 256 biases. Ranks cost 128 and tokens 64, so L, P and
     # both have 256 as well; an adapter costs 64 + 130 a unit, 258 with a token; anything
@@ -157,6 +162,7 @@ def test_bitfit_alone_stays_where_it_fills_its_share() -> None:
     assert len(stage.left_out) == 10
 
 
+@pytest.mark.slow
 def test_untuned_groups_have_no_stage() -> None:
     settled = before("group 1")
     assert space().stage("group 3", settled) is None
@@ -184,6 +190,7 @@ def test_designs_of_a_block_differ_only_in_what_their_stage_decides(name: str) -
             assert letters == [*stage.options] if decided else len(set(letters)) == 1
 
 
+@pytest.mark.slow
 def test_selections_of_a_block_agree_in_the_groups_that_they_share() -> None:
     drawn, settled = space(), before("groups")
     stage = asked(drawn, "groups", settled)
@@ -215,6 +222,7 @@ def test_later_stages_keep_everything_settled(name: str) -> None:
                     assert design.strategies[i] == settled[f"group {i + 1}"]
 
 
+@pytest.mark.slow
 def test_components_that_are_not_settled_vary_between_blocks() -> None:
     drawn = space()
     stage = asked(drawn, "grouping", {})
@@ -247,6 +255,7 @@ def test_every_random_design_meets_its_budget(name: str) -> None:
             assert name == "start" or design.budget == BUDGET
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_and_others_differ() -> None:
     def draw(seed: int) -> list[dict[str, Design]]:
         fresh = space(seed=seed)
@@ -305,6 +314,7 @@ def test_options_that_rarely_fit_are_left_out_with_their_count() -> None:
     assert any("of 100 random designs" in reason for reason in reasons)
 
 
+@pytest.mark.slow
 def test_a_budget_that_no_design_meets_names_the_stage() -> None:
     with pytest.raises(ValueError, match=r"no grouping can meet budget=10 \(.* parameters"):
         space(budget=10).stage("grouping", {})
@@ -313,6 +323,7 @@ def test_a_budget_that_no_design_meets_names_the_stage() -> None:
         poor.designs(asked(poor, "start", {}), {}, 0)
 
 
+@pytest.mark.slow
 def test_per_stack_groups_each_stack_separately() -> None:
     separate = space(anatomy=t5(), budget=30_000, stacks="per_stack")
     assert separate.groupings["uniform"].names == ("uniform", "spindle")  # each of depth 6

@@ -80,6 +80,7 @@ def test_labels_in_another_order_are_refused(tmp_path: Path, backbone: str) -> N
         fit(tmp_path, module(backbone, Classification(), LABELS[::-1]), Sentences(backbone))
 
 
+@pytest.mark.slow
 def test_numbers_and_labels_in_their_order_train(tmp_path: Path, backbone: str) -> None:
     for task, labels, target in (
         (Regression(metrics=("mse",)), None, "value"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from callbacks.tiny import trainer
 from small import Sentences
@@ -26,6 +27,7 @@ class Short(Sentences):
         return [f"chapter {number}" for number in range(16)]
 
 
+@pytest.mark.slow
 def test_at_most_five_percent_more_than_its_tensors(tmp_path: Path) -> None:
     data = Short(MINILM)
     module = PELTModule(MINILM, UniPELT(), labels=data.labels)

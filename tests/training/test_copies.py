@@ -60,6 +60,7 @@ def test_swa_averages_what_a_callback_attaches(tmp_path, kind, first):
     assert_averaged(module, starts)
 
 
+@pytest.mark.slow
 def test_swa_averages_a_pelt_module(tmp_path):
     backbone, starts = bert(tmp_path), Starts()
     module = PELTModule(backbone, UniPELT(), labels=LABELS, lr=0.05)
@@ -79,6 +80,7 @@ def ema(folder: Path, order: list[int], epochs: int, checkpoint: Path | None = N
     return module
 
 
+@pytest.mark.slow
 def test_an_average_that_is_listed_first_is_that_of_one_listed_last(tmp_path):
     last, first = ema(tmp_path / "a", [0, 1], 2), ema(tmp_path / "b", [1, 0], 2)
     resumed = ema(tmp_path / "c", [1, 0], 2, tmp_path / "b" / "epoch=0.ckpt")

@@ -118,6 +118,7 @@ def told(folder: Path, module: LightningModule, *callbacks: Any, **options: Any)
 
 
 @pytest.mark.parametrize("plan", [PLAN, UniPELT(norms=True), HeadOnly(), FullFineTuning()])
+@pytest.mark.slow
 def test_a_run_that_learns(tmp_path, plan):
     assert told(tmp_path, Stranger(), PELTCallback(plan)) == []
     assert told(tmp_path, Decreasing(), PELTCallback(plan)) == []

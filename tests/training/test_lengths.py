@@ -68,6 +68,7 @@ class OneLong(Sentences):
         return super().encode(rows, split)
 
 
+@pytest.mark.slow
 def test_the_positions_of_a_prompt_count_and_the_longest_row_is_known_before_the_first_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def logits(module: PELTModule, data: Sentences) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.slow
 def test_fit_validate_test_predict_and_load(tmp_path, kind):
     module, data = module_and_data(tmp_path, kind)
     run = trainer(tmp_path, limit_train_batches=2)
@@ -84,6 +85,7 @@ def test_fit_validate_test_predict_and_load(tmp_path, kind):
     assert torch.equal(logits(again, data), logits(module, data))
 
 
+@pytest.mark.slow
 def test_label_names_are_restored_in_predictions(tmp_path):
     module, data = module_and_data(tmp_path)
     run = trainer(tmp_path)
@@ -98,6 +100,7 @@ def test_label_names_are_restored_in_predictions(tmp_path):
     assert before == after
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
     module, data = module_and_data(tmp_path, plan=Plan.uniform(LoRA(alpha=8)))
     run = trainer(tmp_path, limit_train_batches=1)
@@ -136,6 +139,7 @@ def rates(folder: Path) -> dict[str, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_every_method_has_its_own_rate_that_warms_up_and_decays(tmp_path):
     module, data = module_and_data(tmp_path, lr=1e-2, lrs={"lora": 1e-3, "head": 2e-3}, warmup=2)
     run = trainer(tmp_path, LearningRateMonitor("step"), max_epochs=2)
@@ -209,6 +213,7 @@ class Draws(Callback):
 
 
 @pytest.mark.parametrize("base_dropout", [True, False])
+@pytest.mark.slow
 def test_dropout_of_the_base(tmp_path, base_dropout):
     module, data = module_and_data(tmp_path, base_dropout=base_dropout)
     draws = Draws()
@@ -219,6 +224,7 @@ def test_dropout_of_the_base(tmp_path, base_dropout):
     assert torch.equal(*draws.logits) is not base_dropout
 
 
+@pytest.mark.slow
 def test_dropout_is_off_for_validation_and_on_again(tmp_path):
     class Modes(Callback):
         seen: list[tuple[str, bool]] = []  # noqa: RUF012
@@ -240,6 +246,7 @@ def trained(folder: Path, data: Sentences, module: PELTModule, **options: Any) -
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_recomputed_activations_change_nothing(tmp_path):
     module, data = module_and_data(tmp_path)
     plain = trained(tmp_path, data, module)
@@ -261,6 +268,7 @@ def test_recomputed_activations_change_nothing(tmp_path):
         ("auto", "32-true", torch.float32, torch.float32),
     ],
 )
+@pytest.mark.slow
 def test_dtypes_and_precisions(tmp_path, dtype, precision, base, own):
     module, data = module_and_data(tmp_path, dtype=dtype)
     run = trainer(tmp_path, precision=precision)
@@ -279,6 +287,7 @@ def test_dtypes_and_precisions(tmp_path, dtype, precision, base, own):
     PELTModule.load_from_checkpoint(tmp_path / "all.ckpt")
 
 
+@pytest.mark.slow
 def test_groups_of_blocks_and_shared_gates_are_restored(tmp_path):
     plan = Plan(
         [
@@ -295,6 +304,7 @@ def test_groups_of_blocks_and_shared_gates_are_restored(tmp_path):
     assert torch.equal(logits(again, data), logits(module, data))
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_weights_and_keeps_the_global_generator(tmp_path):
     backbone = bert(tmp_path / "backbone")
     states = []

@@ -77,6 +77,7 @@ def test_a_metric_that_is_logged_is_monitored(tmp_path, name):
     assert (tmp_path / "kept" / "best.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_a_callback_of_the_user_may_log_the_metric(tmp_path):
     class Own(Callback):
         def on_validation_epoch_end(self, run: Any, module: Any) -> None:

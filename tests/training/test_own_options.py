@@ -103,6 +103,7 @@ def test_the_rates_are_those_of_an_uninterrupted_run(tmp_path, backbone, checkpo
     assert resumed.seen == {step: whole.seen[step] for step in resumed.seen}
 
 
+@pytest.mark.slow
 def test_options_of_the_optimizer_hold_and_its_averages_are_restored(
     tmp_path, backbone, checkpoint
 ):
@@ -125,6 +126,7 @@ def test_options_of_the_optimizer_hold_and_its_averages_are_restored(
         assert torch.equal(then["exp_avg"], now["exp_avg"])
 
 
+@pytest.mark.slow
 def test_another_optimizer_starts_without_averages_and_says_so(tmp_path, backbone, checkpoint):
     sgd = partial(torch.optim.SGD, momentum=0.9)
     with pytest.warns(UserWarning, match="optimizer is AdamW, and this run has SGD"):
@@ -134,12 +136,14 @@ def test_another_optimizer_starts_without_averages_and_says_so(tmp_path, backbon
     assert {key for state in states for key in state} == {"momentum_buffer"}
 
 
+@pytest.mark.slow
 def test_the_given_patience_holds(tmp_path, backbone, checkpoint):
     stopping = EarlyStopping("val/loss", patience=7)
     fit(tmp_path, backbone, callbacks=[stopping], ckpt_path=checkpoint)
     assert stopping.patience == 7
 
 
+@pytest.mark.slow
 def test_what_differs_is_printed_once(tmp_path, backbone, checkpoint, caplog):
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         fit(tmp_path / "same", backbone, ckpt_path=checkpoint)

@@ -29,6 +29,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return bert(tmp_path_factory.mktemp("backbone"))
 
 
+@pytest.mark.slow
 def test_the_same_objects_resume_in_one_process(tmp_path, backbone):
     """Module, data and schedule have run to the end, and start again from a checkpoint."""
     model, data, gates = module(backbone), Sentences(backbone, rows_of_train=11), schedule()
@@ -50,6 +51,7 @@ def test_a_schedule_starts_anew_with_another_model(tmp_path, backbone):
     assert_same_end(second, first)
 
 
+@pytest.mark.slow
 def test_a_schedule_keeps_the_gates_closed_that_it_has_closed_in_the_model(tmp_path, backbone):
     model, gates = module(backbone), schedule()
     fit(tmp_path, model, Sentences(backbone, rows_of_train=11), gates=gates)
@@ -59,6 +61,7 @@ def test_a_schedule_keeps_the_gates_closed_that_it_has_closed_in_the_model(tmp_p
     assert {model.attachment.gates[name].open for name in closed} == {0.0}
 
 
+@pytest.mark.slow
 def test_each_run_has_the_seed_of_its_beginning(tmp_path, backbone):
     """A callback in a loop over seeds does not keep the first one."""
     callback = PELTCallback(UniPELT())
@@ -143,6 +146,7 @@ def test_the_last_validation_of_a_run_limited_by_steps(tmp_path, backbone):
     assert rest.trainer.max_steps == 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_where_it_was_written(tmp_path, backbone):
     """Its counters have one meaning, whichever trainer reads them."""
     tuned(tmp_path, backbone, every_step(tmp_path), max_epochs=1)
@@ -158,6 +162,7 @@ def test_a_checkpoint_says_where_it_was_written(tmp_path, backbone):
     assert [loop["epoch_loop.batch_progress"]["is_last_batch"] for loop in loops] == [False, True]
 
 
+@pytest.mark.slow
 def test_pruning_state_is_in_the_checkpoint(tmp_path, backbone):
     gates = GateSchedule(prune_below=0.48, prune_after=2)
     data = Sentences(backbone, rows_of_train=11)

@@ -58,6 +58,7 @@ SLOW = {
     ("saving", "options"),
     [pytest.param(*w, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, w in WAYS.items()],
 )
+@pytest.mark.slow
 def test_resumed_from_each_checkpoint(tmp_path, backbone, saving, options):
     writer = ModelCheckpoint(tmp_path, save_top_k=-1, **saving)
     whole = tuned(tmp_path, backbone, writer, **options)
@@ -94,7 +95,7 @@ class SaveInHook(Callback):
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
 
-@pytest.mark.slow
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("options", [{}, {"max_steps": 6}, HALVES], ids=["epochs", "steps", "half"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_resumed_from_a_checkpoint_of_any_hook(tmp_path, backbone, hook, options):
@@ -167,7 +168,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("hook", "number"), PLACES)
 def test_an_exception_in_any_hook(tmp_path, backbone, hook, number):
     """A batch that has failed is run again, and so is a validation."""
@@ -180,6 +181,7 @@ def test_an_exception_in_any_hook(tmp_path, backbone, hook, number):
 
 
 @pytest.mark.parametrize("batch", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_batch_that_fails_within_a_window_repeats_the_window(tmp_path, backbone, batch):
     options = {"max_epochs": 1, "batches": 6, "accumulate_grad_batches": 3}
     whole = tuned(tmp_path / "whole", backbone, **options)
@@ -191,6 +193,7 @@ def test_a_batch_that_fails_within_a_window_repeats_the_window(tmp_path, backbon
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_terminated(tmp_path, backbone, number):
     """Lightning ends the run after the batch and its validation."""
     options = {"max_epochs": 2}
@@ -202,6 +205,7 @@ def test_terminated(tmp_path, backbone, number):
 
 
 @pytest.mark.parametrize("number", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
 def test_stopped_within_an_epoch(tmp_path, backbone, number):
     """The epoch goes on, and the validation at the stop does not count for pruning."""
     whole = tuned(tmp_path / "whole", backbone)

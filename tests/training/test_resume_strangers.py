@@ -100,6 +100,7 @@ def all_but_the_last(folder: Path, whole: Run) -> list[Path]:
 @pytest.mark.parametrize(
     "options", [{"limit_val_batches": 0}, pytest.param({"max_steps": 8}, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_strangers_module_resumes_after_any_step(tmp_path, backbone, options):
     whole = strange(tmp_path, backbone, every_step(tmp_path), **options)
     for checkpoint in all_but_the_last(tmp_path, whole)[::2]:
@@ -157,6 +158,7 @@ def test_loaders_without_a_state_resume_at_the_ends_of_epochs(tmp_path, backbone
         assert_continues(strange(tmp_path / "rest", backbone, resume=checkpoint, **options), whole)
 
 
+@pytest.mark.slow
 def test_a_loader_without_a_state_warns_within_an_epoch(tmp_path, backbone):
     strange(tmp_path, backbone, every_step(tmp_path), data=PlainLoaders, max_epochs=1)
     with pytest.warns(UserWarning, match="your dataloader is not resumable"):

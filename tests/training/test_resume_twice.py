@@ -50,11 +50,13 @@ def test_interrupted_at_ends_of_epochs(tmp_path, backbone, options):
     ("options", "steps"),
     [("max-steps", (3, 6)), ("within-epochs", (2, 3)), ("accumulated", (1, 3))],
 )
+@pytest.mark.slow
 def test_interrupted_twice(tmp_path, backbone, options, steps):
     whole = tuned(tmp_path / "whole", backbone, **OPTIONS[options])
     assert_continues(interrupted(tmp_path, backbone, *steps, **OPTIONS[options]), whole)
 
 
+@pytest.mark.slow
 def test_the_runs_would_tell_a_difference(tmp_path, backbone):
     """Validations close gates, and gates change what the rest of the run does."""
     whole = tuned(tmp_path / "a", backbone)
@@ -65,7 +67,7 @@ def test_the_runs_would_tell_a_difference(tmp_path, backbone):
         assert_continues(without, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_pair_of_interruptions(tmp_path, backbone, options):
     first = tmp_path / "whole"

@@ -46,6 +46,7 @@ def linear(peak: float, steps: int, warmup: int = 2) -> list[float]:
     return rise + [peak * (steps - step) / (steps - warmup) for step in range(warmup, steps)]
 
 
+@pytest.mark.slow
 def test_the_found_rate_is_scheduled(tmp_path):
     model, data = module(tmp_path)
     rates, found = Rates(), finder()
@@ -56,6 +57,7 @@ def test_the_found_rate_is_scheduled(tmp_path):
         assert [step[group] for step in rates.rates] == pytest.approx(linear(suggestion, 40))
 
 
+@pytest.mark.slow
 def test_rates_of_single_groups_stay_and_are_named(tmp_path):
     model, data = module(tmp_path, lrs={"head": 0.25})
     rates = Rates()
@@ -108,6 +110,7 @@ def test_a_tuner_sets_the_rate_before_the_fit(tmp_path):
     assert rates.rates[2]["lora"] == pytest.approx(found.suggestion())
 
 
+@pytest.mark.slow
 def test_a_users_module_trains_with_the_found_rate(tmp_path):
     class Mine(UserModule):
         lr = 1e-3

@@ -104,6 +104,7 @@ def optimizer_state(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [AllParameters, TutorialGroups, Outsider, LateNorms])
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(tmp_path, kind):
     whole, resumed = kind(), kind()
     fit(tmp_path / "whole", whole, 2)
@@ -116,6 +117,7 @@ def test_resumed_equals_uninterrupted(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [AllParameters, TutorialGroups])
+@pytest.mark.slow
 def test_only_trained_parameters_have_optimizer_state(tmp_path, kind):
     module = kind()
     fit(tmp_path, kind(), 1)
@@ -128,6 +130,7 @@ def test_only_trained_parameters_have_optimizer_state(tmp_path, kind):
     assert {name for name, p in module.named_parameters() if p in held} == trained
 
 
+@pytest.mark.slow
 def test_a_parameter_outside_the_module_keeps_its_state(tmp_path):
     fit(tmp_path, Outsider(), 1)
     state = optimizer_state(tmp_path / "1.ckpt")
@@ -147,6 +150,7 @@ def loss_of(module: AllParameters, folder: Path, checkpoint: Path | None) -> flo
 
 
 @pytest.mark.parametrize("kinds", [(Compiled, AllParameters), (AllParameters, Compiled)])
+@pytest.mark.slow
 def test_checkpoints_of_compiled_modules(tmp_path, kinds):
     with torch.compiler.set_stance("force_eager"):
         source, target = (kind() for kind in kinds)
@@ -156,6 +160,7 @@ def test_checkpoints_of_compiled_modules(tmp_path, kinds):
         assert loss_of(target, tmp_path, tmp_path / "1.ckpt") == expected
 
 
+@pytest.mark.slow
 def test_norms_unfrozen_late_are_in_the_checkpoint(tmp_path):
     module, target = LateNorms(), LateNorms()
     fit(tmp_path, module, 1)
@@ -164,6 +169,7 @@ def test_norms_unfrozen_late_are_in_the_checkpoint(tmp_path):
     assert loss == loss_of(module, tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_backbone_without_a_pooler(tmp_path):
     """transformers draws a pooler, which the module trains and its checkpoints hold."""
     backbone = bert(tmp_path / "backbone")

@@ -81,6 +81,7 @@ def test_stacks_are_grouped_as_one_or_separately() -> None:
     }
 
 
+@pytest.mark.slow
 def test_s4_on_t5_base_has_the_specifications_count() -> None:
     """0.489% of 222,903,552 parameters, which count the tied embedding once."""
     sizes = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
@@ -170,6 +171,7 @@ def test_repr_rebuilds_the_plan() -> None:
 
 
 @pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.slow
 def test_saved_adapters_come_back(tmp_path: Path, fold: bool) -> None:
     model = deep("bert")
     attach(model, S4(budget=20_000, gate=Gate()), seed=3)
@@ -196,6 +198,7 @@ def test_attaching_twice_does_nothing_and_detaching_undoes() -> None:
     torch.testing.assert_close(output(model, inputs("bert")).detach(), before, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_s4_is_the_resolved_plan() -> None:
     """The names, initial weights and outputs are the same."""
     states = []

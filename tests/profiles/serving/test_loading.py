@@ -11,6 +11,7 @@ from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.profiles.serving.loading import load_model, open_store
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(trained: tuple[Path, Path], tmp_path: Path) -> None:
     whole, path = trained[0].read_bytes(), tmp_path / "damaged.ckpt"
     refused = 0

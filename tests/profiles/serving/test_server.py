@@ -88,6 +88,7 @@ def test_a_new_version_is_used_immediately(module: PELTModule, store: ProfileSto
     assert after == server.predict(TEXTS[:1], ["dora"])
 
 
+@pytest.mark.slow
 def test_threads_get_the_answers_of_their_profiles(module: PELTModule, store: ProfileStore) -> None:
     server = ProfileServer(module, store, slots=2)
     expected = {name: server.predict(TEXTS, [name] * 10) for name in PEOPLE}

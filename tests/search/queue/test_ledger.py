@@ -116,6 +116,7 @@ def completed(storage: str) -> Counter[str]:
     return Counter(trial.user_attrs["key"] for trial in trials)
 
 
+@pytest.mark.slow
 def test_jobs_are_taken_in_order_and_finished_once(storage: str) -> None:
     one, other = opened(storage), opened(storage)
     assert one.claim() is None
@@ -205,6 +206,7 @@ def test_another_configuration_is_refused_with_all_differences(storage: str) -> 
     Ledger(storage, "another", {"model": "other"})
 
 
+@pytest.mark.slow
 def test_a_storage_that_holds_something_else_is_refused_and_unchanged(tmp_path: Path) -> None:
     for text in ("a: 1\n", "no end of line", '{"op": 1}\n'):
         path = tmp_path / "recipe.yaml"
@@ -477,6 +479,7 @@ def test_a_worker_that_is_stopped_returns_its_job(
     assert ledger.reap(0.0) == 0
 
 
+@pytest.mark.slow
 def test_workers_stop_trying_a_job_that_raises(journal: str, tmp_path: Path) -> None:
     ledger, log = opened(journal), str(tmp_path / "log")
     ledger.enqueue(JOBS[:1])

@@ -86,6 +86,7 @@ def variants(lines: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
         yield "of a copied file", [*lines, *lines[i:]]
 
 
+@pytest.mark.slow
 def test_a_lost_repeated_or_swapped_line_gives_no_job_anothers_score(
     lines: list[bytes], tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_password_of_a_storage_is_not_printed(url: str) -> None:
     assert "secret" not in shown and "ret@" not in shown
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_without_the_password(postgres: Callable[[], str]) -> None:
     url = postgres().replace("postgres@", "postgres:secret@")
     Ledger(url, "search", child.SETTINGS)

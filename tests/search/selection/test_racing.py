@@ -177,6 +177,7 @@ def by_hand(table, rules):
         blocks = min(blocks + rules.step, rules.cap)
 
 
+@pytest.mark.slow
 def test_a_race_equals_one_written_out_with_scipy_also_with_diverged_jobs():
     rng, lengths, rules = np.random.default_rng(5), set(), Racing(first=6, step=3, cap=20)
     for _ in range(40):
@@ -377,6 +378,7 @@ def test_a_confirmation_takes_fresh_blocks_from_its_start():
     assert selection.wanted() == wanted
 
 
+@pytest.mark.slow
 def test_a_confirmation_on_noise_keeps_the_incumbent_nineteen_times_out_of_twenty():
     rng = np.random.default_rng(16)
     results = [confirmed(simulated(rng, [70.0] * 3, blocks=8)) for _ in range(1500)]
