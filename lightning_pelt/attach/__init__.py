@@ -12,10 +12,12 @@ from lightning_pelt.attach.attachment import (
 from lightning_pelt.attach.builder import CHILD, MethodCount
 from lightning_pelt.attach.merging import merge
 from lightning_pelt.attach.saving import save_adapters
+from lightning_pelt.attach.several import Adapters
 
 __all__ = [
     "CHILD",
     "NORM",
+    "Adapters",
     "Attachment",
     "MethodCount",
     "attach",

@@ -18,6 +18,7 @@ from lightning_pelt.attach.saving import describe
 from lightning_pelt.attach.state_dict_hooks import check
 from lightning_pelt.plans.plan import from_config
 from lightning_pelt.utils.adapter_format import TENSORS, read_adapters, refuse_damage
+from lightning_pelt.utils.formats import OURS, format_of
 
 
 def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False) -> Attachment:
@@ -34,13 +35,17 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
 
     Raises:
         FileNotFoundError: there is no ``adapters.safetensors``.
-        ValueError: the file is truncated or damaged, has another format, or contains tensors of the
-            frozen base, of other dtypes or shapes, or with NaN; ``adapter_config.json`` differs
-            from it; the architecture of the backbone differs; or another plan is attached to the
-            model. The model is then as it was.
+        ValueError: the folder has another library's format, which the message names; the file is
+            truncated or damaged, or contains tensors of the frozen base, of other dtypes or
+            shapes, or with NaN; ``adapter_config.json`` differs from it; the architecture of the
+            backbone differs; or another plan is attached to the model. The model is then as it
+            was.
     """
     path = Path(folder) / TENSORS
     if not path.is_file():
+        other = format_of(folder)
+        if other is not None and other != OURS:
+            raise ValueError(f"{folder} is {other.what}: load it with {other.loader}")
         raise FileNotFoundError(f"there is no {TENSORS} in {folder}: save_adapters writes it")
     config, tensors = read_adapters(path)
     inner, beside = split(tensors)

@@ -24,7 +24,8 @@ from lightning_pelt.attach.fingerprint import fingerprint
 from lightning_pelt.attach.freezing import freeze, head_names, named_tensors
 from lightning_pelt.attach.half_precision import keep_in_fp32
 from lightning_pelt.attach.names import plain, tensor_names
-from lightning_pelt.attach.saving import SavePretrained
+from lightning_pelt.attach.saving import PushToHub, SavePretrained
+from lightning_pelt.attach.state_dict_hooks import SEVERAL
 from lightning_pelt.attach.surroundings import surround
 from lightning_pelt.attach.trial import build_and_try
 from lightning_pelt.plans.left_out import log_left_out
@@ -112,6 +113,8 @@ def attach(
     plan = require_plan(plan)
     outer, model = model, find_model(model, path)
     attached: Attachment | None = model.__dict__.get(ATTACHMENT)
+    if SEVERAL in model.__dict__:
+        model.__dict__[SEVERAL].refuse_unnamed(attached, plan)
     if attached is not None:
         if attached.plan == plan:
             _refuse_other_head(attached, head)
@@ -197,7 +200,8 @@ def _match_names_in(outer: nn.Module, attachment: Attachment) -> None:
 def _install(attachment: Attachment) -> None:
     """Make the model know its attachment, and save and compute with it."""
     model, undo = attachment.model, attachment.undo
-    for name, value in ((ATTACHMENT, attachment), ("save_pretrained", SavePretrained(model))):
+    saving = {"save_pretrained": SavePretrained(model), "push_to_hub": PushToHub(model)}
+    for name, value in {ATTACHMENT: attachment, **saving}.items():
         undo.append(_Attribute(model, name, value))
     undo += state_dict_hooks.install(model)
     own = [n for n, p in model.named_parameters() if p.requires_grad and CHILD not in n.split(".")]
@@ -219,7 +223,7 @@ def detach(model: nn.Module) -> None:
     """Undo :func:`attach`.
 
     Raises:
-        ValueError: nothing is attached.
+        ValueError: nothing is attached, or the model has several adapters.
     """
     attachment = find_attachment(model)
     if attachment is None:

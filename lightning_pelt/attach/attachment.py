@@ -15,6 +15,7 @@ from lightning_pelt.attach.builder import MethodCount
 from lightning_pelt.attach.fingerprint import follow
 from lightning_pelt.attach.freezing import Frozen, inside, named_parameters, named_tensors
 from lightning_pelt.attach.names import plain, tensor_names
+from lightning_pelt.attach.state_dict_hooks import SEVERAL
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.plans.plan import Plan
@@ -165,7 +166,13 @@ class Attachment:
 
         Args:
             keep_norms: leave trained norms as they are, rather than restore them.
+
+        Raises:
+            ValueError: the model has several adapters, see :meth:`refuse_others`.
         """
+        several = self._several()
+        if several is not None:
+            several.release(self)
         if not keep_norms:
             self._warn_of_changes()
         for change in self.undo:
@@ -173,6 +180,24 @@ class Attachment:
         self.frozen.restore(self.model, values=not keep_norms)
         if self.surroundings is not None:
             self.surroundings.remove(self)
+
+    def refuse_others(self, what: str) -> None:
+        """Raise if the model has other adapters, see :class:`lightning_pelt.Adapters`.
+
+        Args:
+            what: would happen to this one, such as ``"merged"``.
+
+        Raises:
+            ValueError: the message names the others.
+        """
+        several = self._several()
+        if several is not None:
+            several.refuse_others(self, what)
+
+    def _several(self) -> Any:
+        """What the model keeps of its named adapters, if this is one of them."""
+        several = self.model.__dict__.get(SEVERAL)
+        return several if several is not None and several.holds(self) else None
 
     def _warn_of_changes(self) -> None:
         """Name what was unfrozen and trained after attaching: its first values are not known."""

@@ -1,156 +1,208 @@
-"""Merging: the base's own weights take in what its submodules have learned."""
+"""Merging: the base's own layers take in what its submodules have learned."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lightning_pelt.attach.attachment import Attachment, attachment_of
+from lightning_pelt.anatomy.calls import is_linear, widths
+from lightning_pelt.attach.attachment import Attachment, attachment_of, find_attachments
+from lightning_pelt.attach.dequantising import can_dequantise, dequantise, is_affine
+from lightning_pelt.attach.layer_changes import change_of
+from lightning_pelt.attach.merged_layers import MergedLayer
+from lightning_pelt.attach.own_tensors import OwnTensors
 from lightning_pelt.attach.tensor_checks import FLOATS
-from lightning_pelt.methods.submodule import WeightUpdate
-
-PROBES = 4  # random inputs of a trial merge
-ROUNDINGS = 32  # how often the outputs of a trial may be rounded
-COARSEST = 2.0**-8  # relative rounding of products in fp32 where faster ones are allowed
-REMEDY = (
-    "Load the base in full precision and unsharded, then load_adapters and merge; or serve the "
-    "model with its adapters"
-)
+from lightning_pelt.methods.base import Method
+from lightning_pelt.methods.gate import GateView
+from lightning_pelt.methods.submodule import Submodule, WeightUpdate
 
 
 def merge(model: nn.Module) -> PreTrainedModel:
-    """Add the updates of an attached model to its weights and remove the submodules.
+    """Write what an attached model has learned into its weights, and remove the submodules.
 
-    A method can be merged where it is ungated and its effect equals a change of weights, such as
-    LoRA's. A trial with random inputs first shows for every layer that its output follows its
-    weight.
+    The model is then an ordinary one of transformers: ``save_pretrained`` writes all of it, and
+    ``from_pretrained`` of its class gives the same outputs. The head and trained norms stay as they
+    are.
+
+    A method can be merged if its effect equals a change of weights and biases, as that of LoRA, IA3
+    and BitFit, and if it is ungated or behind a constant gate: ``Gate(learned=False)`` at its
+    openness, or any gate that a schedule has closed. What a closed gate leaves out changes nothing,
+    for methods that cannot be merged too. Several methods on a layer are merged in the order of
+    their hooks. A trial with random inputs first shows for every layer that its output follows its
+    weight and bias. A model that transformers has quantised is dequantised, as by its
+    ``dequantize()``, if its layers equal ordinary ones, such as those of 4 bits of bitsandbytes.
 
     Raises:
-        ValueError: a method cannot be merged, a gate depends on the input, or a layer does not
-            compute with an ordinary weight that is its own, for example because it is quantised,
-            sharded or tied. The model is then as it was.
+        ValueError: a method cannot be merged, a gate depends on the input, a layer without a bias
+            would need one, or a layer does not compute with ordinary weights that are its own, for
+            example because they are quantised, sharded or tied; or nothing is attached, or several
+            models inside ``model`` are. The model is then as it was.
 
     Example:
-        >>> from lightning_pelt import LoRA, Plan, attach
+        >>> from lightning_pelt import IA3, LoRA, Plan, attach
         >>> from lightning_pelt.testing import tiny_bert
         >>> model = tiny_bert()
-        >>> attachment = attach(model, Plan.uniform(LoRA()))
+        >>> attachment = attach(model, Plan.uniform(LoRA(), IA3()))
         >>> merge(model) is model
         True
     """
     attachment = attachment_of(model)
-    _refuse_unmergeable(attachment)
+    several = find_attachments(model)
+    if len(several) > 1:
+        raise ValueError(
+            f"{type(model).__name__} holds {len(several)} attached models ({', '.join(several)}): "
+            f"merge each, merge(module.{next(iter(several))}), ..."
+        )
+    attachment.refuse_others("merged")
     root = attachment.model
-    by_host: dict[str, list[WeightUpdate]] = {}
-    for module in attachment.all_submodules:
-        for update in module.weight_updates():
-            by_host.setdefault(update.path, []).append(update)
     with torch.no_grad():
-        for path, updates in by_host.items():
-            _refuse_other_weights(root, path)
-            _try(root.get_submodule(path), path, updates)
-        for path, updates in by_host.items():
-            _add(root.get_submodule(path), updates)
-    attachment.detach(keep_norms=True)  # what norms have learned is merged as well
+        layers = _Layers(attachment)
+        quantised = [layers.is_quantised(layer) for layer in layers.tried()]
+        if any(quantised):
+            layers.dequantise()
+        for layer in layers.changed():
+            layer.merge()
+    if not any(quantised):
+        attachment.detach(keep_norms=True)  # what norms have learned is merged as well
     return root
 
 
-def _refuse_unmergeable(attachment: Attachment) -> None:
-    for method in attachment.plan.methods:
-        if not method.mergeable:
-            raise ValueError(
-                f"{type(method).__name__} cannot be merged into the weights: its effect is not a "
-                "change of weights. Serve the model with its adapters, or train a plan of LoRA "
-                "alone"
-            )
-        if method.gate is not None:
-            raise ValueError(
-                f"{method.name!r} is gated: its contribution differs from input to input, so no "
-                f"weight can stand for it. Serve it unmerged, or train "
-                f"{type(method).__name__}(gate=None)"
-            )
-
-
-def _refuse_other_weights(root: nn.Module, path: str) -> None:
-    """Raise unless the layer's weight is an ordinary tensor that belongs to this layer alone."""
-    host = root.get_submodule(path)
-    weight = host._parameters.get("weight")
-    if weight is None:
-        raise ValueError(
-            f"{path} ({type(host).__name__}) has no weight of its own: it is quantised, or "
-            f"computed from other tensors. {REMEDY}"
-        )
-    kind = type(weight.detach())
-    if kind is not Tensor or weight.dtype not in FLOATS or weight.is_meta:
-        what = f"{weight.dtype}" if kind is Tensor else kind.__name__
-        raise ValueError(
-            f"{path} is quantised, sharded or offloaded (its weight is {what} on "
-            f"{weight.device.type}): no update can be merged into it. {REMEDY}"
-        )
-    tied = [n for n, m in root.named_modules() if any(p is weight for p in m._parameters.values())]
-    if len(tied) > 1:
-        others = ", ".join(name for name in tied if name != path)
-        raise ValueError(
-            f"the weight of {path} is also that of {others}, which an update of it would change "
-            "too. Untie them, or serve the model with its adapters"
-        )
-
-
-def _try(host: Any, path: str, updates: list[WeightUpdate]) -> None:
-    """Add the updates for a trial, enlarged to the size of the weight, and measure the effect.
-
-    Enlarged, they exceed the rounding of every dtype.
+class _Layers:
+    """The layers of a model that updates change, one at a time: updates have the size of weights.
 
     Raises:
-        ValueError: the layer's output does not change by the updates. The weight is as it was.
+        ValueError: a method cannot be merged, or a gate depends on the input.
     """
-    weight = host.weight
-    original, wide = weight.clone(), torch.promote_types(weight.dtype, torch.float32)
-    delta = torch.zeros_like(_oriented(host), dtype=wide)
-    for update in updates:
-        delta[slice(None) if update.rows is None else update.rows] += update.delta.to(wide)
-    if not delta.isfinite().all():
-        raise ValueError(f"the update of {path} contains NaN or infinity: the run had diverged")
-    if not delta.any():
-        return
-    delta *= weight.to(wide).norm().clamp(min=torch.finfo(wide).tiny) / delta.norm()
-    inputs = torch.randn(PROBES, delta.shape[1], generator=torch.Generator().manual_seed(0))
-    inputs = inputs.to(weight.device, weight.dtype)
-    try:
-        with torch.autocast(weight.device.type, enabled=False):
-            before = host.forward(inputs).to(wide)  # without hooks, so without the submodules
-            _oriented(host).add_(delta.to(weight.dtype))
-            change = host.forward(inputs).to(wide) - before
-            expected = inputs.to(wide) @ delta.T
-    except Exception as error:  # layers of other libraries raise many types
-        raise ValueError(f"{path} ({type(host).__name__}) cannot be merged: {error}") from error
-    finally:
-        weight.copy_(original)
-    exact = weight.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    rounding = max(torch.finfo(weight.dtype).eps, 0 if exact else COARSEST)
-    size = inputs.to(wide).norm(dim=1).max() * delta.norm(dim=1).max()
-    if not ((change - expected).abs() <= ROUNDINGS * rounding * size).all():
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment, self.root = attachment, attachment.model
+        self.tensors = OwnTensors(self.root)
+        self.modules: dict[str, list[Submodule]] = {}  # by path of the layer
+        for method in attachment.plan.methods:
+            _refuse_unmergeable(method, attachment)
+        for module in attachment.all_submodules:
+            for path in dict.fromkeys(update.path for update in module.weight_updates()):
+                self.modules.setdefault(path, []).append(module)
+        for path, modules in self.modules.items():
+            self.modules[path] = _in_order(self.root.get_submodule(path), modules)
+
+    def changed(self) -> Iterator[MergedLayer]:
+        """The layers that change.
+
+        Raises:
+            ValueError: a gate is not constant, or an update contains NaN.
+        """
+        for path, modules in self.modules.items():
+            host = self.root.get_submodule(path)
+            updates = [
+                update
+                for module in modules
+                for update in module.weight_updates()
+                if update.path == path
+            ]
+            width = widths(host)[1] if is_linear(host) else updates[0].site.d_out
+            changes = [change_of(update, _factor(update), width) for update in updates]
+            changes = [change for change in changes if change.any]
+            if changes:
+                yield MergedLayer(host, path, changes, updates[0].site.d_in)
+
+    def tried(self) -> Iterator[MergedLayer]:
+        """The layers that change, each after a trial.
+
+        Raises:
+            ValueError: a layer cannot be merged into.
+        """
+        for layer in self.changed():
+            self.tensors.refuse_missing_bias(layer)
+            if not self.is_quantised(layer):
+                self.tensors.refuse_others(layer)
+                layer.try_merge()
+            elif not is_affine(layer.host, layer.d_in, self._activations(layer)):
+                raise ValueError(
+                    f"{layer.kind} quantises its inputs too, so that no weight gives its outputs. "
+                    "Serve the model with its adapters; or, where outputs may differ, load the "
+                    "base again, call its dequantize(), then load_adapters and merge"
+                )
+            yield layer
+
+    def is_quantised(self, layer: MergedLayer) -> bool:
+        """Whether the weight of a layer changes, and has to be dequantised for that."""
+        weight = layer.host._parameters.get("weight")
+        ordinary = type(weight) is nn.Parameter and weight.dtype in FLOATS
+        return "weight" in layer.changed and not ordinary and can_dequantise(self.root)
+
+    def dequantise(self) -> None:
+        """Detach, and dequantise the model: its new layers have neither hooks nor submodules."""
+        self.attachment.detach(keep_norms=True)
+        dequantise(self.root)
+        self.tensors = OwnTensors(self.root)
+        for layer in self.changed():
+            self.tensors.refuse_others(layer)
+
+    def _activations(self, layer: MergedLayer) -> Tensor:
+        """A tensor where a layer computes, in the dtype of the model."""
+        tensors = [*layer.host.parameters(), *layer.host.buffers()]
+        device = tensors[0].device if tensors else self.root.device
+        return torch.empty(0, dtype=self.root.dtype, device=device)
+
+
+def _refuse_unmergeable(method: Method, attachment: Attachment) -> None:
+    """Raise unless a method is mergeable and its gates are constant, or all of it is closed."""
+    gates = [view for view in attachment.gates.values() if view.method == method.name]
+    opened = [view for view in gates if _value(view) != 0]
+    kind, modules = type(method).__name__, attachment.submodules.get(method.name, [])
+    heads = any(module.sized_by_labels for module in modules)  # which gates do not close
+    closed = method.gate is not None and bool(gates) and not opened and not heads
+    if not method.mergeable and not closed:
         raise ValueError(
-            f"{path} ({type(host).__name__}) does not compute with its weight alone: a trial merge "
-            f"changed its output by up to {change.abs().max():.3g}, expected "
-            f"{expected.abs().max():.3g}. {REMEDY}"
+            f"{kind} cannot be merged into the weights: its effect is not a change of weights. "
+            "Serve the model with its adapters, or train a plan of LoRA, IA3 and BitFit"
+            + (f". Its gates that are not closed: {_few(opened)}" if opened else "")
+        )
+    if any(_value(view) is None for view in opened):
+        raise ValueError(
+            f"{method.name!r} is gated: its contribution differs from input to input, so no "
+            f"weight can stand for it. Serve it unmerged, or train {kind}(gate=None) or "
+            f"{kind}(gate=Gate(learned=False))"
         )
 
 
-def _oriented(host: Any) -> Tensor:
-    """The weight as (d_out, d_in)."""
-    return host.weight.T if isinstance(host, Conv1D) else host.weight
+def _few(gates: list[GateView]) -> str:
+    more = f" and {len(gates) - 3} more" if len(gates) > 3 else ""
+    return f"{', '.join(gate.name for gate in gates[:3])}{more}"
 
 
-def _add(host: Any, updates: list[WeightUpdate]) -> None:
-    weight = _oriented(host)
-    for update in updates:
-        delta = update.delta.to(weight.dtype)
-        if update.rows is None:
-            weight.add_(delta)
-        else:
-            weight.index_add_(0, update.rows, delta)
+def _value(gate: GateView) -> float | None:
+    """The value of a gate that is constant; None if it depends on the input."""
+    openness = float(gate.layer.open[gate.index])
+    return openness if openness == 0 or not gate.layer.gate.learned else None
+
+
+def _factor(update: WeightUpdate) -> float:
+    """The value of an update's gate, 1 for none.
+
+    Raises:
+        ValueError: the gate depends on the input, or is applied to some of the layer's inputs only.
+    """
+    if update.gate is None:
+        return 1.0
+    value = _value(update.gate)
+    if value is None:
+        raise ValueError(f"gate {update.gate.name} depends on the input: it cannot be merged")
+    if value and update.site.repeated:
+        raise ValueError(
+            f"{update.path} runs on several tensors in one forward, such as tokens and positions, "
+            f"and the gated {update.gate.method!r} changes its output for one of them: it cannot "
+            "be merged. Train it with gate=None, or serve the model with its adapters"
+        )
+    return value
+
+
+def _in_order(host: nn.Module, modules: list[Submodule]) -> list[Submodule]:
+    """Submodules in the order of their hooks on ``host``; those without one last."""
+    owners = [getattr(hook, "__self__", None) for hook in host._forward_hooks.values()]
+    places = {id(owner): place for place, owner in enumerate(owners)}
+    return sorted(modules, key=lambda module: places.get(id(module), len(places)))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +21,8 @@ from lightning_pelt.attach.names import TRAINED, plain
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.adapter_format import TENSORS, write_adapters
 from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.model_class import class_name
+from lightning_pelt.utils.text_config import text_config
 
 
 def save_adapters(model: nn.Module, folder: str | Path, *, fold: bool = False) -> Path:
@@ -75,19 +80,17 @@ class SavePretrained:
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         push_to_hub: bool = False,
-        **_options: Any,
+        **options: Any,
     ) -> None:
-        """Write the adapters; the other options of ``save_pretrained`` have no effect.
+        """Write the adapters.
+
+        Of the other options of ``save_pretrained``, ``push_to_hub`` uploads them with a model
+        card, to ``repo_id`` or to a repository with the name of the folder; ``token``,
+        ``private``, ``revision``, ``commit_message`` and ``create_pr`` go with it.
 
         Raises:
-            ValueError: ``push_to_hub`` is set.
-            OSError: the disk is full or not writable.
+            OSError: the disk is full or not writable, or see ``lightning_pelt.push_to_hub``.
         """
-        if push_to_hub:
-            raise ValueError(
-                "save_pretrained of an attached model writes adapters, and pushes none to the hub: "
-                "upload the folder that save_adapters(model, folder) writes"
-            )
         if not is_main_process:
             return
         warnings.warn(
@@ -100,6 +103,45 @@ class SavePretrained:
         _write(folder, self.model, _owned(attachment, state_dict), attachment.plan)
         file = folder / TENSORS
         write_aside(folder / SAFE_WEIGHTS_NAME, lambda aside: shutil.copyfile(file, aside))
+        if push_to_hub:
+            PushToHub.send(self.model, folder, {"repo_id": folder.resolve().name, **options})
+
+
+class PushToHub:
+    """Replaces ``push_to_hub`` of an attached model: it uploads the adapters with a model card.
+
+    Without it, transformers would upload the adapters under the name of a whole model.
+    """
+
+    # Uploads a folder: exchange.hub, which comes after this file, sets it.
+    upload: ClassVar[Callable[[nn.Module, Path, Mapping[str, Any]], str] | None] = None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(self, repo_id: str, **options: Any) -> str:
+        """Upload the adapters to ``repo_id``, as ``lightning_pelt.push_to_hub`` does.
+
+        Of the options of transformers' ``push_to_hub``, ``token``, ``private``, ``revision``,
+        ``commit_message`` and ``create_pr`` have an effect.
+
+        Returns:
+            The URL of the repository, of the branch, or of the pull request.
+        """
+        with TemporaryDirectory() as folder:
+            save_adapters(self.model, folder)
+            return self.send(self.model, Path(folder), {**options, "repo_id": repo_id})
+
+    @classmethod
+    def send(cls, model: nn.Module, folder: Path, options: Mapping[str, Any]) -> str:
+        """Upload a folder that ``save_adapters`` has written.
+
+        Raises:
+            ValueError: the part of this package that uploads was not imported.
+        """
+        if cls.upload is None:
+            raise ValueError("uploads need `import lightning_pelt.exchange.hub`")
+        return cls.upload(model, folder, options)
 
 
 def _write(folder: Path, model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:
@@ -149,5 +191,30 @@ def describe(attachment: Attachment) -> dict[str, Any]:
         "blocks": {stack.name: len(stack.blocks) for stack in anatomy.stacks},
         "parameters": anatomy.parameters,  # those that are head here included
         "labels": None if labels is None else [labels[i] for i in sorted(labels)],
-        **attachment.fingerprint,
+        **_of_the_model(attachment),
+        **(base := attachment.fingerprint),
+        "digest": _digest(base),
+    }
+
+
+def _digest(base: Mapping[str, Any]) -> str:
+    """SHA-256 of the sampled weights of a base: equal for two files that were trained on one."""
+    samples = [base["weights"], base["vocabulary"]]
+    return hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()
+
+
+def _of_the_model(attachment: Attachment) -> dict[str, Any]:
+    """What ``load_pelt`` needs, beside the base, to build the model again.
+
+    A model inside another one was not trained alone, so no class is named.
+    """
+    model = attachment.model
+    settings = {
+        "problem_type": getattr(model.config, "problem_type", None),
+        "pad_token_id": getattr(text_config(model.config), "pad_token_id", None),
+    }
+    return {
+        "class": None if attachment.surroundings else class_name(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "settings": {name: value for name, value in settings.items() if value is not None},
     }

@@ -32,6 +32,8 @@ class Owner(Protocol):
 
 # The entry for the fingerprint of the base in the metadata that torch keeps beside a state dict.
 BACKBONE = "pelt_backbone"
+ADAPTER = "pelt_adapter"  # the entry for the name of the adapter, where there are several
+SEVERAL = "pelt_adapters"  # the attribute of a model that refers to its named adapters
 
 
 def _attachment(module: nn.Module) -> Owner:
@@ -45,6 +47,9 @@ def keep_owned(module: nn.Module, state: dict, prefix: str, metadata: dict[str, 
     """State-dict hook: drop the frozen base below ``prefix``, and mark what was trained of it."""
     attachment = _attachment(module)
     metadata[BACKBONE] = attachment.fingerprint
+    if (several := module.__dict__.get(SEVERAL)) is not None:
+        metadata[ADAPTER] = several.active
+        several.tell_left_out()
     owned, trained = attachment.owned, attachment.trained_base
     for name, rest in below(state, prefix):
         if plain(rest) in owned:
@@ -68,6 +73,8 @@ def refuse_foreign(
     """
     replaced = check(module, state, prefix, metadata)
     module.__dict__["pelt_loading_prefix"] = prefix
+    if (several := module.__dict__.get(SEVERAL)) is not None:
+        several.tell_other_name(metadata.get(ADAPTER))
     if replaced:
         verb = "the run of this checkpoint has trained parts of the base too. Loading replaces"
         warnings.warn(_summary(verb, replaced) + "`detach` restores them.", stacklevel=2)

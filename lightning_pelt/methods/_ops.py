@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_pelt.methods.current import recording
+
 
 def first(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``change`` to a module's output, or to the first element of its output tuple."""
@@ -45,24 +47,38 @@ def argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: int | str) -> 
     return args[name] if isinstance(name, int) else kwargs[name]
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes ten times as long as the comparison if nothing is to do."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def match_dtype(x: Tensor, weight: Tensor) -> Tensor:
     """Cast ``x`` to the dtype of ``weight``, unless autocast does."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+    return x if x.dtype == weight.dtype or autocasts(x) else x.to(weight.dtype)
 
 
-def add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``out + left @ right`` in one pass and in ``out``'s dtype.
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast chooses the dtype of products with ``x``."""
+    return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+
+
+def add_product(out: Tensor, left: Tensor, right: Tensor, *, scale: float = 1.0) -> Tensor:
+    """``out + scale left @ right`` in one pass and in ``out``'s dtype.
 
     Shapes: out (..., n), left (..., k), right (k, n) -> (..., n).
     """
+    left, right = cast(left, out.dtype), cast(right, out.dtype)
+    if not torch.is_grad_enabled() and out.dim() == 3 and not recording() and len(out) == 1:
+        return cast(torch.baddbmm(out, left, right[None], alpha=scale), out.dtype)  # no reshaping
     flat = torch.addmm(
         out.reshape(-1, out.shape[-1]),
-        left.to(out.dtype).reshape(-1, left.shape[-1]),
+        left.reshape(-1, left.shape[-1]),
         # Contiguous: with a transposed view of a (n, k) weight, both products of the backward end
         # in a dimension of k = 8, which takes three to five times as long on a CPU.
-        right.to(out.dtype).contiguous(),
+        right.contiguous(),
+        alpha=scale,
     )
-    return flat.view(out.shape).to(out.dtype)
+    return cast(flat.view(out.shape), out.dtype)
 
 
 def refuse_reentrant(tensor: Tensor, what: str, *, instead: str = "") -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Residual, Site, Source
 from lightning_pelt.methods._ops import argument, first
+from lightning_pelt.methods._rows import Rows
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 from lightning_pelt.utils.errors import unknown
@@ -105,6 +106,11 @@ class SublayerHooks(Submodule):
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
         return self.net(output, h)
+
+    def by_rows(self, others: Sequence[Any], rows: Rows) -> None:
+        if not hasattr(self.net, "by_rows"):
+            super().by_rows(others, rows)
+        self.net.by_rows([other.net for other in others], rows)  # type: ignore[operator]
 
 
 class AfterSublayer(SublayerHooks):

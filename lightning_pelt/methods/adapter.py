@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
 from lightning_pelt.methods._bottleneck import BottleneckMethod, Dense, extend
+from lightning_pelt.methods._rows import DenseByRow, Rows
 from lightning_pelt.methods._sublayer_hooks import Placement, hook_sublayer
 from lightning_pelt.methods.base import Cost, Part, Place
 from lightning_pelt.methods.gate import Gate, GateView
@@ -113,6 +114,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         width, d_in = method.width(site), method.reads(site)
         self.gate, self.method = gate, method
+        self.stacked: DenseByRow | None = None
         self.down = nn.Parameter(torch.empty(width, d_in))
         self.down_bias = nn.Parameter(torch.zeros(width))
         self.up = nn.Parameter(torch.empty(site.d_out, width))
@@ -122,8 +124,18 @@ class Bottleneck(nn.Module):
 
     def forward(self, output: Tensor, h: Tensor) -> Tensor:
         """output (B, T, d), h (B, T, d_in) -> (B, T, d)."""
+        weights = self.weights() if self.stacked is None else self.stacked
+        return extend(output, h, weights, activation=self.method.activation, gate=self.gate)
+
+    def weights(self) -> Dense:
+        """The projections, with the factor in the second."""
         up = torch.cat([self.up.T, self.up_bias[None]])
         if self.method.scale != 1:
             up = up * self.method.scale
-        weights = Dense(self.down, self.down_bias, up)
-        return extend(output, h, weights, activation=self.method.activation, gate=self.gate)
+        return Dense(self.down, self.down_bias, up)
+
+    def by_rows(self, others: Sequence[Bottleneck], rows: Rows) -> None:
+        """See :meth:`~lightning_pelt.methods.submodule.Submodule.by_rows`."""
+        W, bias, V = zip(*(other.weights() for other in others), strict=True)
+        down = rows.stack([weight.mT for weight in W])
+        self.stacked = DenseByRow(rows, down, rows.stack(bias), rows.stack(V))

@@ -70,8 +70,8 @@ class Method(Configured, ABC):
         tunes_norms: whether its paper trains the norms of the model too.
         weight_decay: whether the optimizer's weight decay applies. False for weights whose neutral
             value is not zero, and for those that zero would silence.
-        mergeable: whether the ungated method equals a change of the base's weights, see
-            :meth:`Submodule.weight_updates`.
+        mergeable: whether the method, ungated or behind a constant gate, equals a change of the
+            base's weights, see :meth:`Submodule.weight_updates`.
         batch_inputs: names of the inputs that it reads beside those of the model.
     """
 

@@ -15,7 +15,7 @@ from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods._ops import linear_output
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
-from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
+from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class BitFit(Method):
     gate: Gate | None = None
     name: str = "bitfit"
 
+    mergeable = True
     weight_decay = False
 
     def where(self, anatomy: Anatomy) -> list[Site]:
@@ -126,3 +127,6 @@ class Bias(Submodule):
         if self.gate is not None:
             bias = bias * self.gate.read()
         return output + bias.to(output.dtype)
+
+    def weight_updates(self) -> list[WeightUpdate]:
+        return [WeightUpdate(self.site, bias=self.bias, gate=self.gate)]

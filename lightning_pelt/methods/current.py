@@ -6,8 +6,11 @@ import threading
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch._C import _get_tracing_state
+from torch.autograd import forward_ad
 
 T = TypeVar("T")
+_NOTHING = (None, None)
 
 
 class Current(Generic[T]):
@@ -18,7 +21,8 @@ class Current(Generic[T]):
     are right there too. Values that are set before the first block are not recomputed: another
     thread then reads the last value of any thread, if ``shared`` allows it.
 
-    Compiled code keeps its values in the graph, and there this is an ordinary attribute.
+    Compiled code keeps its values in the graph, and there this is an ordinary attribute. What
+    ``torch.export`` leaves has no numbers, and only an export reads it.
 
     Copies and pickles are empty.
 
@@ -38,25 +42,33 @@ class Current(Generic[T]):
         self._own = threading.local()
         self._last: T | None = None
         self._compiled = False
+        self._exported: T | None = None
 
     def set(self, value: T) -> None:
         """Set the value of this thread's forward."""
         if torch.compiler.is_compiling():
-            self._last, self._compiled = value, True
+            if exporting():
+                self._exported = value
+            else:
+                self._last, self._compiled = value, True
             return
-        self._own.value, self._own.task = value, _graph_task()
+        self._own.found = value, _graph_task()
         self._last = value if self.shared else None
         if self._compiled:
             self._compiled = False
+        if self._exported is not None:
+            self._exported = None
 
     def peek(self) -> T | None:
         """The value of this thread's forward; None if there is none."""
-        if torch.compiler.is_compiling() or self._compiled:
+        if torch.compiler.is_compiling():
+            return self._exported if exporting() else self._last
+        if self._compiled:
             return self._last
-        own, task = vars(self._own), _graph_task()
-        if self.shared and task != -1 and own.get("task") not in (-1, task):
+        value, task = getattr(self._own, "found", _NOTHING)
+        if self.shared and _graph_task() not in (-1, task) and task != -1:
             return self._last  # autograd's thread, which may have a value of an earlier pass
-        return own.get("value")
+        return value
 
     def get(self) -> T:
         """The value of this thread's forward.
@@ -84,6 +96,9 @@ class Current(Generic[T]):
 
     def clear(self) -> None:
         """Forget the value of this thread."""
+        if exporting():
+            self._exported = None
+            return
         if not torch.compiler.is_compiling():
             vars(self._own).clear()
         self._last = None
@@ -94,6 +109,25 @@ class Current(Generic[T]):
 
 def _empty(what: str, shared: bool) -> Current:
     return Current(what, shared=shared)
+
+
+def exporting() -> bool:
+    """Whether Python runs on tensors without numbers, to record what ``torch.export`` returns.
+
+    Such tensors must not stay in the model. Dynamo, which traces for ``torch.compile`` and for a
+    strict export, sees False: it records attributes in its graph.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def recording() -> bool:
+    """Whether operations are recorded for other inputs: compiled, exported, traced; or dual numbers
+    carry derivatives. Python must then not read a tensor, nor branch on a size of 1."""
+    return (
+        torch.compiler.is_compiling()
+        or _get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def _graph_task() -> int:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import OUTPUT, Site, Source
-from lightning_pelt.methods._ops import argument, first_tensor
+from lightning_pelt.methods._kept import KeepingSubmodule
+from lightning_pelt.methods._ops import argument, autocasts, cast, first_tensor
+from lightning_pelt.methods._rows import Rows
 from lightning_pelt.methods.config import Nested
-from lightning_pelt.methods.current import Current
+from lightning_pelt.methods.current import Current, exporting, recording
 from lightning_pelt.methods.padding import Padding
-from lightning_pelt.methods.submodule import Removable, Submodule
+from lightning_pelt.methods.submodule import Removable
 from lightning_pelt.utils.errors import unknown
 
 Pool = Literal["auto", "masked", "all", "token"]
+PARTS = ("weight", "bias")  # the parameters of a gate
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Gate(Nested):
             raise ValueError(f"init_std is {self.init_std}: a standard deviation is at least 0")
 
 
-class GateLayer(Submodule):
+class GateLayer(KeepingSubmodule):
     """All gates that read one tensor, as one matrix product.
 
     Each gate has separate parameters, a weight (1, width) and a bias (1,), so that each can be held
@@ -96,15 +99,25 @@ class GateLayer(Submodule):
         self.gate, self.pool, self.width = gate, pool, width
         self.openness = [1.0] * len(self.names)  # a copy on the host, which reads without a sync
         self.source, self.padding = source, padding
-        self.live: Current[tuple[Tensor, ...]] = Current(f"gate {', '.join(names)}")  # by gate
+        self.live: Current[GateValues] = Current(f"gate {', '.join(names)}")
         self.read: Current[Tensor] | None = None  # what the gates read, where that matters
-        self.last: Tensor | None = None
+        self.seen: list[Tensor | None] = [None]  # a module's own attributes are slow to set
         for name in self.names if gate.learned else ():
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(1, width)))
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(1)))
+        self.parameter_names = [f"{name}_{part}" for name in self.names for part in PARTS]
         self.register_buffer("open", torch.ones(len(self.names)))
         self.register_load_state_dict_post_hook(_mirror_openness)
         self.reset_parameters()
+
+    @property
+    def last(self) -> Tensor | None:
+        """The gates in the last forward, detached, (B, 1, n) or (B, T, n)."""
+        return self.seen[0]
+
+    @last.setter
+    def last(self, gates: Tensor | None) -> None:
+        self.seen[0] = gates
 
     def remember_input(self) -> None:
         """Keep what the gates read, for :func:`passes_by`."""
@@ -123,7 +136,7 @@ class GateLayer(Submodule):
 
     def parameters_of(self, index: int) -> list[nn.Parameter]:
         name = self.names[index]
-        return [getattr(self, f"{name}_{part}") for part in ("weight", "bias") if self.gate.learned]
+        return [getattr(self, f"{name}_{part}") for part in PARTS if self.gate.learned]
 
     def install(self, model: nn.Module) -> list[Removable]:
         if self.source is None:  # a submodule calls GateView.on
@@ -142,44 +155,114 @@ class GateLayer(Submodule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token."""
+        rows = self.mixed_rows
         if not self.gate.learned:
-            gates = self.last = self.open.float()
+            gates = last = (self.open if rows is None else rows.of(self.stacked_open, x)).float()
         else:
-            weight = torch.cat([getattr(self, f"{name}_weight") for name in self.names])
-            bias = torch.cat([getattr(self, f"{name}_bias") for name in self.names])
-            scores = F.linear(x, weight.to(x.dtype)).float() + bias.float()
-            gates = torch.sigmoid(scores) * self.open.float()
+            gates = self._by_token(x)
             pooled = gates if self.pool == "token" else self._pooled(gates)
-            gates, self.last = self._spread(pooled, gates), pooled.detach()
-        self.live.set(gates.split(1, -1))
+            gates, last = self._spread(pooled, gates), pooled.detach()
+        if not exporting():
+            self.seen[0] = last
+        self.live.set(GateValues.of(gates, len(self.names)))
         if self.read is not None:
             self.read.set(x)
         return gates
 
+    def _by_token(self, x: Tensor) -> Tensor:
+        """(B, T, width) -> (B, T, n) in fp32."""
+        if self.mixed_rows is not None:
+            weights = cast(self.stacked[0], x.dtype)
+            bias = self.mixed_rows.of(self.stacked[1].float(), x)
+            scores = self.mixed_rows.product(x, weights).float() + bias
+            return scores.sigmoid() * self.mixed_rows.of(self.stacked_open, x).float()
+        weight, bias, factors = self.kept.of([*self._weights(), self.open], self._with_factors)
+        if x.dtype == weight.dtype == torch.float32 and not autocasts(x):
+            gates = F.linear(x, weight, bias).sigmoid()
+        else:
+            gates = (F.linear(x, weight.to(x.dtype)).float() + bias.float()).sigmoid()
+        return gates if factors is None else gates * factors
+
+    def _with_factors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All weights, all biases, and what multiplies the gates; None for 1."""
+        free = not torch.is_grad_enabled() and not recording() and self.open.is_cpu
+        all_open = free and bool((self.open == 1).all())
+        return *self._stacked(), None if all_open else self.open.float()
+
+    def by_rows(self, others: Sequence[GateLayer], rows: Rows) -> None:
+        self.mixed_rows, self.stacked_open = rows, rows.stack([other.open for other in others])
+        if self.gate.learned:
+            weights, biases = zip(*(other._stacked() for other in others), strict=True)
+            self.stacked = (rows.stack([weight.mT for weight in weights]), rows.stack(biases))
+
+    def _stacked(self) -> tuple[Tensor, Tensor]:
+        """All weights (n, width) and all biases (n,)."""
+        tensors = self._weights()
+        return torch.cat(tensors[::2]), torch.cat(tensors[1::2])
+
+    def _weights(self) -> list[Tensor]:
+        """Weight and bias of every gate in turn."""
+        here = [*self._parameters.values()]  # in their order, and faster than by name
+        if len(here) == len(self.parameter_names):
+            return here  # type: ignore[return-value]
+        return [getattr(self, name) for name in self.parameter_names]
+
     def _pooled(self, gates: Tensor) -> Tensor:
         """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
         if gates.dim() == 2:
-            batch = self.padding.given.get().batch if self.padding else len(gates)
+            batch = self.padding.given.get().batch if self.padding else gates.shape[0]
             gates = gates.unflatten(0, (batch, -1))
-        rows = gates.flatten(1, -2)
+        rows = gates if gates.dim() == 3 else gates.flatten(1, -2)
         masked = self.padding is not None and self.pool == "masked"
         found = self.padding.weights(rows.shape[1]) if masked else None  # type: ignore[union-attr]
         if found is None:
-            return rows.mean(1, keepdim=True)
+            return rows.sum(1, keepdim=True) / rows.shape[1]
         weights, count = found
         return (rows * weights).sum(1, keepdim=True) / count
 
     def _spread(self, pooled: Tensor, gates: Tensor) -> Tensor:
         """``pooled`` in a shape that broadcasts like ``gates``, which has one value per token."""
-        if self.pool == "token":
+        if self.pool == "token" or gates.dim() == 3:
             return pooled
         if gates.dim() == 2:
-            return pooled.expand(-1, len(gates) // len(pooled), -1).flatten(0, 1)
-        return pooled.view(len(pooled), *[1] * (gates.dim() - 2), -1)
+            tokens = gates.shape[0] // pooled.shape[0]
+            return pooled.expand(-1, tokens, -1).flatten(0, 1)
+        return pooled.view(pooled.shape[0], *[1] * (gates.dim() - 2), -1)
 
 
 def _mirror_openness(layer: GateLayer, incompatible: Any) -> None:
     layer.openness = [float(value) for value in layer.open.tolist()]
+
+
+class GateValues(NamedTuple):
+    """The gates of a layer in one forward.
+
+    Attributes:
+        each: (B, 1, 1) or (B, T, 1) of every gate; None where ``numbers`` are read.
+        whole: (B, 1, n) or (B, T, n).
+        numbers: of every gate, if a gate is one number.
+    """
+
+    each: tuple[Tensor, ...] | None
+    whole: Tensor
+    numbers: list[float] | None
+
+    @classmethod
+    def of(cls, gates: Tensor, count: int) -> GateValues:
+        """Those in the last dimension of ``gates``, of size ``count``."""
+        if is_free_to_read(gates) and gates.numel() == count and gates.dim() in (1, 3):
+            numbers: Any = gates.tolist()
+            for _ in range(1, gates.dim()):
+                (numbers,) = numbers
+            return cls(None, gates, numbers)
+        return cls((gates,) if count == 1 else gates.chunk(count, -1), gates, None)
+
+
+def is_free_to_read(tensor: Tensor) -> bool:
+    """Whether Python may read the numbers of ``tensor`` without a loss."""
+    if torch.is_grad_enabled() or not tensor.is_cpu or type(tensor) is not Tensor or recording():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 class GateView:
@@ -209,7 +292,19 @@ class GateView:
             RuntimeError: the gate has not seen its input. A method with
                 :meth:`~lightning_pelt.methods.base.Method.gate_width` calls :meth:`on`.
         """
-        return self.layer.live.get()[self.index]
+        each, whole, _ = self.layer.live.get()
+        return whole.narrow(-1, self.index, 1) if each is None else each[self.index]
+
+    def number(self) -> float | None:
+        """The gate in the current forward as a number, if it is one that need not be waited for.
+
+        That is a single value on a CPU without gradients. A number multiplies within a product.
+
+        Raises:
+            RuntimeError: as :meth:`read`.
+        """
+        numbers = self.layer.live.get().numbers
+        return None if numbers is None else numbers[self.index]
 
     @property
     def value(self) -> Tensor | None:

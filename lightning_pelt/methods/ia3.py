@@ -13,7 +13,7 @@ from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods._ops import linear_output
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
-from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule
+from lightning_pelt.methods.submodule import OutputRows, Removable, Submodule, WeightUpdate
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class IA3(Method):
     gate: Gate | None = None
     name: str = "ia3"
 
+    mergeable = True
     weight_decay = False  # a vector of zeros silences its activation
 
     def where(self, anatomy: Anatomy) -> list[Site]:
@@ -88,3 +89,8 @@ class Rescale(Submodule):
         if self.gate is not None:
             change = change * self.gate.read()
         return x * (1 + change).to(x.dtype)
+
+    def weight_updates(self) -> list[WeightUpdate]:
+        if self.on_input:
+            return [WeightUpdate(self.site, inputs=self.vector, gate=self.gate)]
+        return [WeightUpdate(self.site, scale=self.vector, gate=self.gate)]

@@ -78,7 +78,7 @@ class LinearUpdate(Submodule):
         """x (..., d_in) -> (..., d_out), without the gate."""
 
     def delta(self) -> Tensor:
-        """The update as a matrix (d_out, d_in), where it is linear in ``x``."""
+        """The update as a matrix (d_out, d_in), without the gate, where it is linear in ``x``."""
         raise NotImplementedError(f"{type(self).__name__} is mergeable but defines no delta()")
 
     def install(self, model: nn.Module) -> list[Removable]:
@@ -100,4 +100,4 @@ class LinearUpdate(Submodule):
         return output.index_add(-1, self.output_rows.rows, update)
 
     def weight_updates(self) -> list[WeightUpdate]:
-        return [WeightUpdate(self.site.path, self.delta(), self.output_rows.rows)]
+        return [WeightUpdate(self.site, delta=self.delta(), gate=self.gate)]

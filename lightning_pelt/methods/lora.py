@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
-from lightning_pelt.methods._ops import add_product, argument, linear_output, match_dtype
+from lightning_pelt.methods._kept import KeepingSubmodule
+from lightning_pelt.methods._ops import add_product, argument, cast, linear_output, match_dtype
+from lightning_pelt.methods._rows import Rows
 from lightning_pelt.methods.base import Cost, Part, Place
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView, passes_by
@@ -100,7 +102,7 @@ class LoRADown(Submodule):
         self.source = sites[0].source
         self.A = nn.Parameter(torch.empty(len(sites) * method.r, self.source.width))
         self.dropout = nn.Dropout(method.dropout) if method.dropout else None
-        self.rank = method.r
+        self.rank, self.count = method.r, len(sites)
         self.low: Current[tuple[Tensor, ...]] = Current(f"A x of {self.source.path}")  # by site
         self.read: Current[Tensor] = Current(self.source.path)
         nn.init.kaiming_uniform_(self.A, a=5**0.5)
@@ -111,7 +113,7 @@ class LoRADown(Submodule):
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         x = argument(args, kwargs, self.source.argument)
-        self.low.set(self(x).split(self.rank, -1))
+        self.low.set(self._by_site(x))
         self.read.set(x)
 
     def of(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -119,16 +121,25 @@ class LoRADown(Submodule):
         if self.read.get() is x:
             return self.low.get()
         # The layer runs on another tensor too: DeBERTa's on positions, LUKE's on entities.
-        return self(x).split(self.rank, -1)
+        return self._by_site(x)
+
+    def _by_site(self, x: Tensor) -> tuple[Tensor, ...]:
+        low = self(x)
+        return (low,) if self.count == 1 else low.chunk(self.count, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d_in) -> (B, T, sites x r)."""
         if self.dropout is not None:
             x = self.dropout(x)
+        if self.mixed_rows is not None:
+            return self.mixed_rows.product(x, self.stacked)
         return F.linear(match_dtype(x, self.A), self.A)
 
+    def by_rows(self, others: Sequence[LoRADown], rows: Rows) -> None:
+        self.mixed_rows, self.stacked = rows, rows.stack([other.A.mT for other in others])
 
-class LoRAUp(Submodule):
+
+class LoRAUp(KeepingSubmodule):
     """The up-projections B of the sites in one linear layer, added to its output."""
 
     down: LoRADown
@@ -145,7 +156,7 @@ class LoRAUp(Submodule):
         super().__init__()
         self.rank, self.scale, self.path = method.r, method.scale, sites[0].path
         self.indices, self.gates = list(indices), list(gates)
-        self.site = sites[0]
+        self.site, self.sites = sites[0], list(sites)
         self.keys = [site.label.replace(".", "_") for site in sites]
         self.output_rows = nn.ModuleList(OutputRows(site.channels) for site in sites)
         refer(self, down=down)
@@ -156,22 +167,35 @@ class LoRAUp(Submodule):
         return [model.get_submodule(self.path).register_forward_hook(self._add)]
 
     def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if any(passes_by(gate, self.site, args[0]) for gate in self.gates):
+        if self.site.repeated and any(passes_by(g, self.site, args[0]) for g in self.gates):
             return output
         return linear_output(output, lambda y: self(y, args[0]))
 
     def forward(self, output: Tensor, x: Tensor) -> Tensor:
         """output (B, T, d_out), x (B, T, d_in) -> (B, T, d_out)."""
         low = self.down.of(x)
+        if self.mixed_rows is None and len(self.gates) == 1 and (gate := self.gates[0]) is not None:
+            number = gate.number()
+            if number is not None:
+                return add_product(output, low[self.indices[0]], self._right(output), scale=number)
         pairs = zip(self.indices, self.gates, strict=True)
         parts = [self._scaled(low[index], gate) for index, gate in pairs]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return add_product(output, whole, self.weight(output.shape[-1]).T)
+        if self.mixed_rows is not None:
+            return self.mixed_rows.product(whole, self._stacked(output.shape[-1]), onto=output)
+        return add_product(output, whole, self._right(output), scale=self.scale)
 
     def _scaled(self, low: Tensor, gate: GateView | None) -> Tensor:
-        if gate is not None:
-            return low * gate.read().to(low.dtype)
-        return low if self.scale == 1 else low * self.scale
+        return low if gate is None else low * cast(gate.read(), low.dtype)
+
+    def _right(self, output: Tensor) -> Tensor:
+        """The weight in the form that multiplies fastest, (sites x r, d_out)."""
+        width, dtype = output.shape[-1], output.dtype
+        return self.kept.of(
+            [getattr(self, f"B_{key}") for key in self.keys],
+            lambda: cast(self.weight(width).T, dtype).contiguous(),
+            also=(width, dtype),
+        )
 
     def weight(self, width: int) -> Tensor:
         """(width, sites x r): each B in its rows of a fused projection."""
@@ -181,11 +205,21 @@ class LoRAUp(Submodule):
         ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
+    def by_rows(self, others: Sequence[LoRAUp], rows: Rows) -> None:
+        self.mixed_rows, self.others = rows, tuple(others)
+        self.stacked: dict[int, Tensor] = {}  # by the width of the layer, which a forward shows
+
+    def _stacked(self, width: int) -> Tensor:
+        """The scaled weights of all adapters, (adapters + 1, sites x r, width)."""
+        if width not in self.stacked:
+            assert self.mixed_rows is not None
+            weights = [self.scale * other.weight(width).T for other in self.others]
+            self.stacked[width] = self.mixed_rows.stack(weights)
+        return self.stacked[width]
+
     def weight_updates(self) -> list[WeightUpdate]:
-        """s B A of every site, for an ungated update."""
+        """s B A of every site."""
         downs = self.down.A.unflatten(0, (-1, self.rank))
-        updates = []
-        for key, rows, index in zip(self.keys, self.output_rows, self.indices, strict=True):
-            delta = self.scale * getattr(self, f"B_{key}") @ downs[index]
-            updates.append(WeightUpdate(self.path, delta, rows.rows))  # type: ignore[arg-type]
-        return updates
+        ups = [self.scale * getattr(self, f"B_{key}") for key in self.keys]
+        parts = zip(self.sites, ups, self.indices, self.gates, strict=True)
+        return [WeightUpdate(s, delta=up @ downs[i], gate=gate) for s, up, i, gate in parts]

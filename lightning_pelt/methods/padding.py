@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from lightning_pelt.anatomy import MaskArgument
-from lightning_pelt.anatomy.attention_mask import once, real_tokens
+from lightning_pelt.anatomy.attention_mask import real_tokens
+from lightning_pelt.methods._kept import of_mask
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable
 
@@ -33,9 +36,9 @@ class Padding:
         given = args[self.where.position] if len(args) > self.where.position else None
         mask = kwargs.get(self.where.name, given)
         batch = (args[0] if args else next(iter(kwargs.values()))).shape[0]
-        caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Cache)]
-        past = _past(module, caches[0], mask) if caches else None
-        self.given.set(Given(mask, batch, bool(caches), past))
+        cache = _cache(chain(args, kwargs.values()))
+        past = None if cache is None else _past(module, cache, mask)
+        self.given.set(Given(mask, batch, cache is not None, past))
 
     def weights(self, tokens: int) -> tuple[Tensor, Tensor] | None:
         """1 for every real one of ``tokens``, (B, tokens, 1), and their count, (B, 1, 1).
@@ -54,7 +57,9 @@ class Padding:
             weights = real[..., None].float()
             return weights, weights.sum(1, keepdim=True).clamp(min=1)
 
-        return count() if past is not None else once(mask, ("weights", batch, tokens), count)
+        if past is not None:
+            return count()
+        return of_mask(mask, ("weights", batch, tokens), count, asker=self)
 
 
 class Given(NamedTuple):
@@ -69,6 +74,13 @@ class Given(NamedTuple):
     batch: int
     cached: bool = False
     past: Tensor | None = None
+
+
+def _cache(given: Iterable[Any]) -> Cache | None:
+    for each in given:
+        if each is not None and type(each) is not Tensor and isinstance(each, Cache):
+            return each
+    return None
 
 
 def _past(module: nn.Module, cache: Cache, mask: Any) -> Tensor | None:

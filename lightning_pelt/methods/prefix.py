@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods import _attention_interface
-from lightning_pelt.methods._ops import refuse_reentrant
+from lightning_pelt.methods._kept import KeepingSubmodule
+from lightning_pelt.methods._ops import cast, refuse_reentrant
 from lightning_pelt.methods.base import Cost, Method, Part, Place
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.gate import Gate, GateView
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
 
 log = logging.getLogger(__name__)
+
+HeadPair = tuple[Tensor, Tensor]  # keys (1, kv, length, d_k) and values (1, kv, length, d_v)
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,10 @@ def key_value_widths(site: Site) -> tuple[int, int]:
     return heads.count * heads.key_width, heads.count * heads.value_width
 
 
-class PrefixEncoder(Submodule):
+class PrefixEncoder(KeepingSubmodule):
     """One table and one MLP for all prefixes of a stack, evaluated once per forward.
+
+    Without gradients, the next forward uses the prefixes again, until a weight changes.
 
     Its output (length, sum of widths) holds keys then values of the first block, then of the
     second, ...: the authors' flattening order.
@@ -143,7 +148,7 @@ class PrefixEncoder(Submodule):
         self.table = nn.Parameter(torch.empty(method.length, anatomy.width))
         self.up = nn.Linear(anatomy.width, method.mlp)
         self.out = nn.Linear(method.mlp, sum(self.widths))
-        self.prefixes: Current[tuple[Tensor, ...]] = Current(
+        self.prefixes: Current[list[HeadPair]] = Current(
             f"the output of the prefix MLP of {self.runner or 'the model'}", shared=True
         )
         for weight in (self.table, self.up.weight, self.out.weight):
@@ -156,7 +161,22 @@ class PrefixEncoder(Submodule):
 
     def _refresh(self, module: nn.Module, args: tuple) -> None:
         # Before the first block, so outside of what activation checkpointing recomputes.
-        self.prefixes.set(self().split(self.widths, -1))
+        self.prefixes.set(
+            self.kept.of([*self.parameters()], self._by_site, also=autocast_dtype(self.table))
+        )
+
+    def _by_site(self) -> list[HeadPair]:
+        flat = self._flat()
+        if not torch.is_grad_enabled():
+            flat = tuple(part.contiguous() for part in flat)  # for many forwards
+        return [
+            (by_heads(key, site), by_heads(value, site))
+            for site, key, value in zip(self.sites, flat[::2], flat[1::2], strict=True)
+        ]
+
+    def _flat(self) -> tuple[Tensor, ...]:
+        """Keys, then values, (length, kv x d_k) and (length, kv x d_v), of every site in turn."""
+        return self().split(self.widths, -1)
 
     def forward(self) -> Tensor:
         """-> (length, sum of the widths of all keys and values)."""
@@ -165,15 +185,33 @@ class PrefixEncoder(Submodule):
     def folded_state(self) -> dict[str, Tensor]:
         return {}
 
-    def of(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys (length, kv x d_k) and values (length, kv x d_v) of site number ``index``.
+    def folded(self, index: int) -> dict[str, Tensor]:
+        """The parameters of site number ``index`` without an MLP."""
+        with torch.no_grad():
+            key, value = self._flat()[2 * index : 2 * index + 2]
+        return {"key": key, "value": value}
+
+    def of(self, index: int) -> HeadPair:
+        """Keys (1, kv, length, d_k) and values (1, kv, length, d_v) of site number ``index``.
 
         Raises:
             RuntimeError: in reentrant activation checkpointing.
         """
         prefixes = self.prefixes.get()
-        refuse_reentrant(prefixes[0], "prefix MLP", instead=", or Prefix(mlp=None)")
-        return prefixes[2 * index], prefixes[2 * index + 1]
+        refuse_reentrant(prefixes[0][0], "prefix MLP", instead=", or Prefix(mlp=None)")
+        return prefixes[index]
+
+
+def by_heads(flat: Tensor, site: Site) -> Tensor:
+    """(length, kv x d) -> (1, kv, length, d)."""
+    assert site.heads is not None
+    return flat.view(1, flat.shape[0], site.heads.count, -1).transpose(1, 2)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype of products where ``tensor`` is, if autocast chooses it."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class PrefixKV(Submodule):
@@ -206,8 +244,10 @@ class PrefixKV(Submodule):
     def closed(self) -> bool:
         return self.gate is not None and self.gate.open == 0
 
-    def gate_for(self, query: Tensor) -> Tensor | None:
+    def gate_for(self, query: Tensor) -> Tensor | float | None:
         """The gate of the tokens of ``query`` (B, heads, T, d): (B, 1, 1) pooled, or (B, T, 1).
+
+        Or a number, see :meth:`~lightning_pelt.methods.gate.GateView.number`.
 
         The attention module may read other shapes than its function: (B, P, T, width) with P sets
         of points, or (N, width) with the tokens of all images, which it hands over one by one.
@@ -217,6 +257,9 @@ class PrefixKV(Submodule):
         """
         if self.gate is None:
             return None
+        number = self.gate.number()
+        if number is not None and query.shape[0] == 1:
+            return number
         gate = self.gate.read()
         rows, tokens = query.shape[0], query.shape[2]
         if gate.dim() == 1:  # not learned
@@ -244,18 +287,11 @@ class PrefixKV(Submodule):
 
     def forward(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Ungated prefix keys (1, kv, length, d_k) and values (1, kv, length, d_v)."""
-        flat = (self.key, self.value) if self.encoder is None else self.encoder.of(self.index)
-        return self._heads(flat[0]).to(key.dtype), self._heads(flat[1]).to(value.dtype)
+        if self.encoder is None:
+            heads = by_heads(self.key, self.site), by_heads(self.value, self.site)
+        else:
+            heads = self.encoder.of(self.index)
+        return cast(heads[0], key.dtype), cast(heads[1], value.dtype)
 
     def folded_state(self) -> dict[str, Tensor] | None:
-        encoder = self.encoder
-        if encoder is None:
-            return None
-        with torch.no_grad():
-            encoder.prefixes.set(encoder().split(encoder.widths, -1))
-        key, value = encoder.of(self.index)
-        return {"key": key, "value": value}
-
-    def _heads(self, flat: Tensor) -> Tensor:
-        assert self.site.heads is not None
-        return flat.unflatten(-1, (self.site.heads.count, -1)).transpose(0, 1)[None]
+        return None if self.encoder is None else self.encoder.folded(self.index)

@@ -207,7 +207,7 @@ class PromptTokens(Submodule):
 
     def forward(self, embeds: Tensor) -> Tensor:
         """embeds (B, T, d) -> (B, length + T, d); (B, T, d) if closed."""
-        prompt = self.P.expand(len(embeds), -1, -1)
+        prompt = self.P.expand(embeds.shape[0], -1, -1)
         if self.gate is not None:
             prompt = prompt * self.gate.on(embeds)
             if not self._before:  # in the graph, since DDP waits for every gradient

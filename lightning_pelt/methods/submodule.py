@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
+
+if TYPE_CHECKING:
+    from lightning_pelt.methods._rows import Rows
+    from lightning_pelt.methods.gate import GateView
 
 
 class Removable(Protocol):
@@ -19,18 +24,49 @@ class Removable(Protocol):
     def remove(self) -> None: ...
 
 
-class WeightUpdate(NamedTuple):
-    """A change of a base weight that has the effect of a submodule.
+@dataclass(frozen=True)
+class WeightUpdate:
+    r"""A change of one layer that has the effect of a submodule.
 
-    Attributes:
-        path: of the linear layer.
-        delta: (d_out, d_in), added to rows of its weight.
-        rows: (d_out,), which rows; None for all of them.
+    The layer :math:`y = W x + b` becomes
+
+    .. math:: y = s \odot ((W + D)(t \odot x) + b) + c
+
+    in the channels of its site. A constant gate g of the submodule is applied to the parts: they
+    are :math:`g D`, :math:`1 + g (s - 1)`, :math:`1 + g (t - 1)` and :math:`g c`.
+
+    Args:
+        site: the layer, or the channels of its output, that the submodule extends.
+        delta: D, (d_out, d_in) of the site.
+        scale: s, (d_out,).
+        inputs: t, (d_in,).
+        bias: c, (d_out,). Norms have this one alone.
+        gate: of the submodule, which the parts do not contain; None for ungated.
+
+    Example:
+        >>> from lightning_pelt.anatomy import examine
+        >>> from lightning_pelt.testing import tiny_bert
+        >>> query = examine(tiny_bert()).select("query")[0]
+        >>> WeightUpdate(query, bias=torch.ones(32)).path
+        'bert.encoder.layer.0.attention.self.query'
     """
 
-    path: str
-    delta: Tensor
-    rows: Tensor | None = None
+    site: Site
+    delta: Tensor | None = None
+    scale: Tensor | None = None
+    inputs: Tensor | None = None
+    bias: Tensor | None = None
+    gate: GateView | None = None
+
+    @property
+    def path(self) -> str:
+        """Path of the layer."""
+        return self.site.path
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The channels of the site in a fused layer's output, (d_out,); None for all of them."""
+        return None if self.site.channels is None else torch.tensor(self.site.channels)
 
 
 class Submodule(nn.Module, ABC):
@@ -46,10 +82,12 @@ class Submodule(nn.Module, ABC):
     Attributes:
         temperature: of a softmax that may be annealed; None if there is none.
         sized_by_labels: whether its number of parameters depends on the number of labels.
+        mixed_rows: which of several adapters each row of the batch uses, after :meth:`by_rows`.
     """
 
     temperature: float | None = None
     sized_by_labels: ClassVar[bool] = False
+    mixed_rows: Rows | None = None
 
     @abstractmethod
     def install(self, model: nn.Module) -> list[Removable]:
@@ -68,12 +106,32 @@ class Submodule(nn.Module, ABC):
         return None
 
     def weight_updates(self) -> list[WeightUpdate]:
-        """The changes of base weights that this submodule amounts to, for mergeable methods."""
+        """The changes of base layers that this submodule amounts to, for mergeable methods.
+
+        They act in the order of the submodules' hooks on a layer, and do not contain the gate:
+        each refers to it instead. They are new tensors, or the weights themselves.
+        """
         return []
 
     def parameters_by_site(self) -> Mapping[Site, int]:
         """How many parameters belong to each site, where one submodule serves several blocks."""
         return {}
+
+    def by_rows(self, others: Sequence[Any], rows: Rows) -> None:
+        """Compute every row of a batch with the weights of one of ``others``, for inference.
+
+        Args:
+            others: the same submodule of several adapters with equal plans.
+            rows: tells which of them each row uses, or none.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot have different weights in the rows of one batch, as "
+            "those of LoRA and Adapter can: run the adapters one after another, with "
+            "adapters.using(name)"
+        )
 
     def clip_gradients(self, max_norm: float) -> list[nn.Parameter]:
         """Clip the gradients that need a norm for themselves, and return their parameters.

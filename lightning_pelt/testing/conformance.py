@@ -248,16 +248,47 @@ class MethodConformance:
         attachment = self.attach(model)
         names = list(model.state_dict())
         attached = self.run(model)
-        if not self.method.mergeable or self.method.gate is not None:
+        gate = self.method.gate
+        if not self.method.mergeable or (gate is not None and gate.learned):
             with pytest.raises(ValueError, match=r"cannot be merged|is gated"):
                 merge(model)
             assert list(model.state_dict()) == names, "a refusal changes nothing"
             return
         updates = [u for module in attachment.all_submodules for u in module.weight_updates()]
         assert updates, "a mergeable method has weight updates"
-        merged = merge(model)
-        assert find_attachment(merged) is None
-        assert (self.run(merged) - attached).abs().max() < 1e-4 * attached.abs().max()
+        self._merge(model, attached)
+
+    def _merge(self, model: PreTrainedModel, attached: Tensor) -> None:
+        """Merge, or assert that a layer which has no bias is refused, with the model as it was."""
+        try:
+            merge(model)
+        except ValueError as error:
+            assert "has no bias" in str(error)
+            assert find_attachment(model) is not None
+            assert torch.equal(self.run(model), attached)
+            return
+        assert find_attachment(model) is None
+        assert (self.run(model) - attached).abs().max() < 1e-4 * attached.abs().max()
+
+    @pytest.mark.parametrize("openness", [0.3, 0.0])
+    def test_merges_behind_a_constant_gate(self, model: PreTrainedModel, openness: float) -> None:
+        """With the gate's value; with a closed gate, to exactly nothing, mergeable or not."""
+        base, tensors = self.run(model), copy.deepcopy(model.state_dict())
+        method: Method = replace(self.method, gate=Gate(learned=False))  # type: ignore[type-var]
+        attachment = attach(model, Plan.uniform(method, norms=False))
+        awaken(attachment)
+        for gate in attachment.gates.values():
+            gate.set_open(openness)
+        if openness and not method.mergeable:
+            with pytest.raises(ValueError, match="cannot be merged"):
+                merge(model)
+        elif openness:
+            assert (self.run(model) - base).abs().max() > 1e-5, "a gate of 0.3 has an effect"
+            self._merge(model, self.run(model))
+        else:
+            merge(model)
+            assert torch.equal(self.run(model), base)
+            assert all(torch.equal(t, tensors[name]) for name, t in model.state_dict().items())
 
     def test_answers_questions_about_itself(self, model: PreTrainedModel) -> None:
         assert isinstance(self.method.weight_decay, bool)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,7 @@ FORMAT = "2"
 WITHOUT_DIGESTS = "1"  # written by version 0.1
 HEADER = "lightning_pelt"
 REMEDY = "Copy the file again, or save the adapters again"
+T = TypeVar("T")
 DIGESTS = "sha256"  # in the configuration: of its other entries, and of the tensors
 
 
@@ -63,12 +64,25 @@ def read_adapters(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ValueError: the file is truncated or not an adapter file, has an unknown format, its
             configuration is damaged, or it differs from the JSON file beside it.
     """
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def read_description(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The configuration as :func:`read_adapters` reads it, and the names of the tensors.
+
+    Raises:
+        ValueError: as :func:`read_adapters`.
+    """
+    return _read(path, lambda file: list(file.keys()))
+
+
+def _read(path: Path, content: Callable[[Any], T]) -> tuple[dict[str, Any], T]:
     try:
         with locked(path.parent, shared=True), safe_open(path, framework="pt") as file:
             beside = path.with_name(CONFIG)
             readable = beside.read_bytes() if beside.is_file() else None
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = content(file)
     except OSError:
         raise
     except Exception as error:  # safetensors and torch raise many types for unreadable bytes
@@ -79,7 +93,7 @@ def read_adapters(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{beside} differs from the configuration in {path.name}, of which it is a copy: save "
             f"the adapters again, or delete {CONFIG} if you trust {path.name}"
         )
-    return config, tensors
+    return config, found
 
 
 def refuse_damage(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

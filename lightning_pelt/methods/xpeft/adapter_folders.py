@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_pelt.methods.adapter import Adapter
 from lightning_pelt.methods.config import rebuild
 from lightning_pelt.methods.xpeft.bank import HUB
 from lightning_pelt.utils.adapter_format import CONFIG, TENSORS, read_adapters, refuse_damage
-from lightning_pelt.utils.json_data import parse_json
+from lightning_pelt.utils.adapterhub_format import (
+    not_a_configuration,
+    read_hub_config,
+    read_hub_tensors,
+)
 
-HUB_WEIGHTS = ("adapter.safetensors", "model.safetensors", "pytorch_adapter.bin")
 REMEDY = "a bank takes adapters of Pfeiffer et al.: ungated, relu, after the feed-forward layers"
 
 PLACEMENTS = ("auto", "pfeiffer", "unipelt")  # of Pfeiffer et al., in post-norm blocks at least
@@ -153,14 +155,10 @@ HUB_KEY = re.compile(r"adapters\.[^.]+\.adapter_(down\.0|up)\.(weight|bias)$")
 
 def _read_hub(folder: Path) -> AdapterTensors:
     path = folder / CONFIG
-    try:
-        whole = parse_json(path.read_bytes(), path)
-        found = {str(name).lower(): value for name, value in whole["config"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not the configuration of an AdapterHub adapter: expected JSON with a "
-            f"mapping 'config' ({type(error).__name__}: {error})"
-        ) from error
+    whole = read_hub_config(path)
+    if not isinstance(whole["config"], dict):
+        raise not_a_configuration(path, f"config={whole['config']!r}")
+    found = {str(name).lower(): value for name, value in whole["config"].items()}
     required = {"output_adapter": None, "mh_adapter": None, "non_linearity": None}
     _check_settings(folder, {**required, **found}, HUB_SETTINGS)
     if whole.get("model_type") in HUB_NORMED:
@@ -168,7 +166,7 @@ def _read_hub(folder: Path) -> AdapterTensors:
             f"{folder} has an adapter of {whole['model_type']}, for which AdapterHub adds the "
             "normed input of the feed-forward instead of the residual stream. No placement does so"
         )
-    return _by_block(folder, _hub_names(folder, _hub_tensors(folder)))
+    return _by_block(folder, _hub_names(folder, read_hub_tensors(folder)))
 
 
 def _hub_names(folder: Path, tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, str, Tensor]]:
@@ -180,24 +178,6 @@ def _hub_names(folder: Path, tensors: Mapping[str, Tensor]) -> Iterable[tuple[st
             )
         side = match[1].removesuffix(".0")
         yield key, side if match[2] == "weight" else f"{side}_bias", tensor
-
-
-def _hub_tensors(folder: Path) -> dict[str, Tensor]:
-    files = [folder / name for name in HUB_WEIGHTS if (folder / name).is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"{folder} has {CONFIG} and no weights: expected one of {', '.join(HUB_WEIGHTS)}"
-        )
-    path = files[0]
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make both readers raise many types
-        raise ValueError(f"{path} is truncated or contains more than tensors: {error}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise ValueError(f"{path} contains a {type(tensors).__name__}, expected tensors by name")
-    return tensors
 
 
 # -- both kinds of folders ----------------------------------------------------------------------
