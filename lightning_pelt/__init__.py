@@ -3,7 +3,21 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_pelt.attach import Attachment, attach, detach, load_adapters, merge, save_adapters
+from lightning_pelt.attach import (
+    Adapters,
+    Attachment,
+    attach,
+    detach,
+    load_adapters,
+    merge,
+    save_adapters,
+)
+from lightning_pelt.exchange.adapterhub import HubPrompt, load_adapterhub
+from lightning_pelt.exchange.distillation import distil_lora
+from lightning_pelt.exchange.hub import from_hub, push_to_hub
+from lightning_pelt.exchange.loading import load_pelt
+from lightning_pelt.exchange.peft import load_peft, save_peft
+from lightning_pelt.exchange.predictor import Predictor
 from lightning_pelt.methods import (
     IA3,
     XPEFT,
@@ -80,6 +94,7 @@ __all__ = [
     "S4",
     "XPEFT",
     "Adapter",
+    "Adapters",
     "Attachment",
     "BitFit",
     "CausalLM",
@@ -94,6 +109,7 @@ __all__ = [
     "GateSchedule",
     "Group",
     "HeadOnly",
+    "HubPrompt",
     "LoRA",
     "LowRankAdapter",
     "MaskTemperature",
@@ -102,6 +118,7 @@ __all__ = [
     "ParameterCount",
     "Phase",
     "Plan",
+    "Predictor",
     "Prefix",
     "Profile",
     "ProfileDataModule",
@@ -121,15 +138,22 @@ __all__ = [
     "WritePredictions",
     "attach",
     "detach",
+    "distil_lora",
+    "from_hub",
+    "load_adapterhub",
     "load_adapters",
     "load_bank",
+    "load_peft",
+    "load_pelt",
     "merge",
     "named_groups",
     "profiles_of",
+    "push_to_hub",
     "read_profile",
     "resolve_backbone",
     "save_adapters",
     "save_bank",
+    "save_peft",
     "write_profile",
 ]
 __version__ = "0.1.0"

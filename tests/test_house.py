@@ -23,6 +23,7 @@ ORDER = (
     "methods",
     "plans",
     "attach",
+    "exchange",
     "testing",
     "reports",
     "data",
