@@ -18,7 +18,7 @@ from lightning_pelt.attach.saving import describe
 from lightning_pelt.attach.state_dict_hooks import check
 from lightning_pelt.plans.plan import from_config
 from lightning_pelt.utils.adapter_format import TENSORS, read_adapters, refuse_damage
-from lightning_pelt.utils.formats import OURS, format_of
+from lightning_pelt.utils.formats import OURS, expect_format
 
 
 def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False) -> Attachment:
@@ -41,12 +41,7 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
             backbone differs; or another plan is attached to the model. The model is then as it
             was.
     """
-    path = Path(folder) / TENSORS
-    if not path.is_file():
-        other = format_of(folder)
-        if other is not None and other != OURS:
-            raise ValueError(f"{folder} is {other.what}: load it with {other.loader}")
-        raise FileNotFoundError(f"there is no {TENSORS} in {folder}: save_adapters writes it")
+    path = expect_format(folder, OURS) / TENSORS
     config, tensors = read_adapters(path)
     inner, beside = split(tensors)
     before = find_model(model).__dict__.get(ATTACHMENT)

@@ -61,6 +61,7 @@ def read_adapters(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     such as those about unknown names.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is truncated or not an adapter file, has an unknown format, its
             configuration is damaged, or it differs from the JSON file beside it.
     """
@@ -77,6 +78,9 @@ def read_description(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _read(path: Path, content: Callable[[Any], T]) -> tuple[dict[str, Any], T]:
+    if not path.is_file():
+        message = f"there is no {path.name} in {path.parent}: save_adapters writes it"
+        raise FileNotFoundError(message)
     try:
         with locked(path.parent, shared=True), safe_open(path, framework="pt") as file:
             beside = path.with_name(CONFIG)

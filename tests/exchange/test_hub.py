@@ -399,3 +399,13 @@ push_to_hub(load_pelt({REPO!r}).model, "me/again")
     )
     assert done.returncode == 0, done.stderr
     assert torch.equal(logits(load_pelt("me/again").model), logits(model))
+
+
+@pytest.mark.slow
+def test_a_base_that_has_changed_is_noticed(hub: FakeHub, tmp_path: Path) -> None:
+    push_to_hub(gated("them/base"), REPO)
+    hub.put("them/base", save_base(tmp_path / "new", seed=1))
+    with pytest.raises(ValueError, match="trained on another backbone 'them/base'"):
+        load_pelt(REPO, strict=True)
+    with pytest.warns(UserWarning, match="trained on another backbone 'them/base'"):
+        load_pelt(REPO)

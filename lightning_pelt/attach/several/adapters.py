@@ -29,6 +29,7 @@ from lightning_pelt.attach.several.stacking import head_of, labels_of, share, st
 from lightning_pelt.plans.plan import Plan, from_config
 from lightning_pelt.plans.require import require_plan
 from lightning_pelt.utils.adapter_format import TENSORS, read_adapters
+from lightning_pelt.utils.formats import OURS, expect_format
 
 
 class Adapters(Named):
@@ -139,9 +140,7 @@ class Adapters(Named):
             ['ann', 'copy']
         """
         check_name(name, self._kept.entries)
-        path = Path(folder) / TENSORS
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {TENSORS} in {folder}: save_adapters writes it")
+        path = expect_format(folder, OURS) / TENSORS
         config, _ = read_adapters(path)
         before = self.active
         try:
