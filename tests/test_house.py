@@ -177,6 +177,7 @@ NAMES = {c.name for c in subclasses(Method) if c.__module__.startswith("lightnin
 OF_ONE_METHOD = ("profiles",)
 
 
+@pytest.mark.slow
 def test_no_file_outside_methods_asks_which_method_it_has() -> None:
     assert {"LoRA", "XPEFT", "Prefix"} <= METHODS and "lora" in NAMES
     wrong = {str(file): questions(file) for file in FILES if file.parts[0] != "methods"}

@@ -106,6 +106,7 @@ def test_the_head_and_its_labels_load(tmp_path):
     torch.testing.assert_close(run(again), before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_from_a_folder_merge_and_load(tmp_path):
     """On a base that was loaded by name, with what was saved of a training run."""
     build("bert").save_pretrained(tmp_path / "base")

@@ -72,6 +72,7 @@ METHODS = [LoRA(gate=Gate()), Adapter(), Prefix(length=2), BitFit(), IA3(), Comp
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "albert", "deberta", "vit", "whisper"])
+@pytest.mark.slow
 def test_each_computes_what_it_computes_alone(name):
     plans = tuple(Plan.uniform(method) for method in METHODS[:2])
     bare, expected = run(build(name), name), [alone(name, p, i) for i, p in enumerate(plans)]
@@ -94,6 +95,7 @@ def test_every_method_can_be_parked(method):
     assert torch.equal(run(adapters.model), alone("bert", plan, 1))
 
 
+@pytest.mark.slow
 def test_the_model_is_as_before_the_first_after_the_last():
     model, fresh = build("bert"), build("bert")
     next(model.parameters()).requires_grad_(False)
@@ -160,6 +162,7 @@ def test_switching_copies_no_tensor():
     assert own == {id(p) for p in adapters.model.parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_a_file_does_not_know_that_it_was_one_of_several(tmp_path):
     adapters = several()
     expected = run(adapters.model)
@@ -180,6 +183,7 @@ def test_a_file_does_not_know_that_it_was_one_of_several(tmp_path):
         assert torch.equal(run(again.model), expected)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_leaves_everything_as_it_was(tmp_path):
     adapters = several()
     expected = run(adapters.model)
@@ -193,6 +197,7 @@ def test_a_damaged_file_leaves_everything_as_it_was(tmp_path):
     assert torch.equal(run(adapters.model), expected)
 
 
+@pytest.mark.slow
 def test_heads_of_other_label_counts(tmp_path):
     adapters = several()
     expected = run(adapters.model)
@@ -349,6 +354,7 @@ def test_an_equal_plan_is_that_of_the_active_one():
         attach(adapters.model, ANN)
 
 
+@pytest.mark.slow
 def test_refusals():
     model = build("bert")
     attach(model, ANN)
@@ -423,6 +429,7 @@ def test_hooks_of_others_keep_their_place():
     assert torch.equal(*seen)  # after the adapter's own hook, both times
 
 
+@pytest.mark.slow
 def test_threads_that_use_adapters_wait_for_each_other():
     adapters = several()
     expected = {}

@@ -163,6 +163,7 @@ def test_dare_follows_its_seed():
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_an_average_is_independent_and_can_be_saved(tmp_path):
     adapters = several()
     before = run(adapters.model)
@@ -179,6 +180,7 @@ def test_an_average_is_independent_and_can_be_saved(tmp_path):
     assert torch.equal(run(adapters.model), run(build("bert")))
 
 
+@pytest.mark.slow
 def test_refusals():
     adapters = several()
     adapters.add("other", Plan.uniform(LoRA(r=2)))

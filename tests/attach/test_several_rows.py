@@ -85,6 +85,7 @@ def test_each_row_is_as_by_its_adapter_alone(plan):
     "name",
     ["gpt2", "llama", "t5", "bart", "albert", "vit", "gpt_neox", "mixtral", "opt", "modernbert"],
 )
+@pytest.mark.slow
 def test_families(name):
     """Fused projections, encoders with decoders, flattened feed-forwards, experts, norms of heads.
 
@@ -94,6 +95,7 @@ def test_families(name):
     check(name, several(name, plan), MIXED)
 
 
+@pytest.mark.slow
 def test_positions_of_deberta_belong_to_no_row():
     adapters = several("deberta-v2", Plan.uniform(LoRA(r=2)))
     given = batch("deberta-v2", 3)
@@ -138,6 +140,7 @@ def test_compiled_code_notices_a_switch():
                 torch.testing.assert_close(found[row], expected[name][row])
 
 
+@pytest.mark.slow
 def test_weights_are_stacked_again_when_they_change():
     adapters = several("bert", PLANS["both"])
     check("bert", adapters, MIXED)
@@ -154,6 +157,7 @@ def test_weights_are_stacked_again_when_they_change():
     check("bert", adapters, MIXED)
 
 
+@pytest.mark.slow
 def test_other_dtypes():
     adapters = several("bert", PLANS["both"])
     check("bert", adapters, MIXED)
@@ -247,6 +251,7 @@ def test_refusals():
         pass
 
 
+@pytest.mark.slow
 def test_threads_wait_for_each_other():
     adapters = several("bert", PLANS["both"])
     given = inputs("bert")

@@ -107,6 +107,7 @@ def test_a_stack_uses_the_weights_of_its_adapters():
     assert next(iter(attachment.gates)) == "00/ann_lora.query"
 
 
+@pytest.mark.slow
 def test_a_stack_is_an_ordinary_adapter(tmp_path):
     adapters = several(OTHER, NET)
     adapters.stack("ann", "bob", name="both")

@@ -221,6 +221,7 @@ def test_compiled_whole() -> None:
     assert torch.equal(logits(target), logits(source))
 
 
+@pytest.mark.slow
 def test_compiled_blocks() -> None:
     """Wrapped inside after attaching, as strategies do block by block."""
     source, target = tuned(seed=1), tuned(seed=2)

@@ -165,6 +165,7 @@ def swin() -> PreTrainedModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pool", ["auto", "all", "token"])
+@pytest.mark.slow
 def test_gates_over_windows(pool: Any) -> None:
     """Each window has gates for itself, the feed-forward has one per image: rows stay apart."""
     model = swin()

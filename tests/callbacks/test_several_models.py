@@ -136,6 +136,7 @@ def test_parameters_are_counted_by_model(tmp_path, capsys):
     assert capsys.readouterr().out.count("method ") == 2
 
 
+@pytest.mark.slow
 def test_masks_of_both_are_annealed(tmp_path):
     plan = Plan.uniform(XPEFT(RandomBank(size=4), k=2, temperature=0.5))
     seen = []
@@ -150,6 +151,7 @@ def test_masks_of_both_are_annealed(tmp_path):
     assert all(len(temperatures) == 1 for temperatures in seen)
 
 
+@pytest.mark.slow
 def test_the_guard_finds_what_failed_in_the_second(tmp_path):
     class Breaks(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:

@@ -72,6 +72,7 @@ def base() -> Any:
     return AutoModelForSequenceClassification.from_pretrained("bert", num_labels=2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_for_peft(module, capsys):
     export.main(["--checkpoint=run.ckpt", "--format=peft", "--output=out"])
     assert "peft adapter written to out: PeftModel.from_pretrained" in capsys.readouterr().out
@@ -121,6 +122,7 @@ def test_mistakes_are_one_line(module, capsys):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_that_peft_cannot_hold(tmp_path, capsys):
     bert(Path("bert"))
     write_checkpoint(Path("run.ckpt"), UniPELT())

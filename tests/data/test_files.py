@@ -261,6 +261,7 @@ def test_lists_that_python_has_printed_are_refused_and_json_is_not(
         ([True, "False"], ["False", "True"], [1, 0]),
     ],
 )
+@pytest.mark.slow
 def test_labels_of_mixed_types_are_one_label_if_they_read_alike(
     words: str, tmp_path: Path, values: list[Any], labels: list[str], indices: list[int]
 ) -> None:

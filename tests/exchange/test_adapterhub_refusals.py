@@ -66,6 +66,7 @@ def test_a_folder_of_another_format_names_it(tmp_path: Path) -> None:
     refused(tmp_path / "whole", "a whole model of transformers")
 
 
+@pytest.mark.slow
 def test_weights_that_are_absent_truncated_or_not_of_tensors(tmp_path: Path) -> None:
     folder = copy(tmp_path)
     content = (folder / WEIGHTS).read_bytes()
@@ -79,6 +80,7 @@ def test_weights_that_are_absent_truncated_or_not_of_tensors(tmp_path: Path) -> 
     refused(folder, "contains more than tensors")
 
 
+@pytest.mark.slow
 def test_tensors_that_are_missing_left_over_or_of_another_shape(tmp_path: Path) -> None:
     folder = change(copy(tmp_path), without("layer.1.output.adapters.it.adapter_up.bias"))
     refused(folder, r"lacks adapters\.\*\.adapter_up\.bias of ffn in block 1 of the encoder")

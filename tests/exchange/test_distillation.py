@@ -369,6 +369,7 @@ def test_other_families_are_distilled(family: str) -> None:
     assert report.last is not None and report.last.hidden_error < 0.9
 
 
+@pytest.mark.slow
 def test_a_prompt_in_front_of_the_tokens_is_left_out() -> None:
     model = trained(tiny_bert, Plan.uniform(Prompt(length=3)))
     _, report = distil_lora(model, rows(6), r=4, epochs=2)
@@ -383,6 +384,7 @@ class Around(torch.nn.Module):
         self.inner = model
 
 
+@pytest.mark.slow
 def test_a_module_around_the_model_is_given(unipelt: PreTrainedModel) -> None:
     alone, around = (
         distil_lora(module, rows(2), r=2, epochs=0) for module in (unipelt, Around(unipelt))
@@ -390,6 +392,7 @@ def test_a_module_around_the_model_is_given(unipelt: PreTrainedModel) -> None:
     assert alone.report == around.report and isinstance(around.model, PreTrainedModel)
 
 
+@pytest.mark.slow
 def test_a_lora_is_distilled_again() -> None:
     """A distilled LoRA is a LoRA: folding it again is exact."""
     model = trained(tiny_bert, Plan.uniform(Adapter(bottleneck=4)))

@@ -60,6 +60,7 @@ def card(hub: FakeHub, revision: str = "main") -> str:
 
 
 class TestPush:
+    @pytest.mark.slow
     def test_a_colleague_loads_what_was_pushed_in_one_line(self, hub: FakeHub, model: Any) -> None:
         url = push_to_hub(model, REPO, metrics={"accuracy": 0.9})
         assert url == f"{hub.endpoint}/{REPO}"
@@ -75,6 +76,7 @@ class TestPush:
         assert from_hub(other, REPO) is find_attachment(other)
         assert torch.equal(logits(other), logits(model))
 
+    @pytest.mark.slow
     def test_all_files_come_in_one_commit(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO, message="First try")
         assert hub.repos[REPO].messages == ["initial commit", "First try"]
@@ -94,6 +96,7 @@ class TestPush:
         assert torch.equal(logits(load_pelt(REPO, revision="v2").model), logits(trained))
         assert torch.equal(logits(load_pelt(REPO).model), logits(model))
 
+    @pytest.mark.slow
     def test_a_private_repository_asks_for_the_token(
         self, hub: FakeHub, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -103,6 +106,7 @@ class TestPush:
             from_hub(fresh(), REPO, token=READER)
         assert from_hub(fresh(), REPO)
 
+    @pytest.mark.slow
     def test_a_pull_request_leaves_the_branch(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         before = hub.repos[REPO].files()
@@ -110,10 +114,12 @@ class TestPush:
         assert url.endswith(f"{REPO}/discussions/1")
         assert hub.repos[REPO].files() == before
 
+    @pytest.mark.slow
     def test_the_name_of_the_user_may_be_left_out(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, "adapters")
         assert 'load_pelt("me/adapters")' in card(hub)
 
+    @pytest.mark.slow
     def test_a_module_with_its_own_head_is_pushed_with_the_way_to_load_it(
         self, hub: FakeHub, model: Any
     ) -> None:
@@ -131,6 +137,7 @@ class TestPush:
         with pytest.raises(ValueError, match=r"own.bias .*load_adapters\(module, folder\)"):
             load_pelt(REPO)
 
+    @pytest.mark.slow
     def test_save_pretrained_pushes_too(self, hub: FakeHub, model: Any, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="writes the adapters"):
             model.save_pretrained(tmp_path / "adapters", push_to_hub=True, private=True)
@@ -138,11 +145,13 @@ class TestPush:
         assert torch.equal(logits(load_pelt(REPO).model), logits(model))
         assert "model.safetensors" not in hub.repos[REPO].files()  # would be taken for a model
 
+    @pytest.mark.slow
     def test_push_to_hub_of_the_model_does_the_same(self, hub: FakeHub, model: Any) -> None:
         url = PushToHub(model)(REPO, commit_message="Mine", revision="v1", tags=["x"])
         assert url.endswith("/tree/v1") and hub.repos[REPO].messages[-1] == "Mine"
         assert torch.equal(logits(load_pelt(REPO, revision="v1").model), logits(model))
 
+    @pytest.mark.slow
     def test_a_base_of_a_folder_is_named_in_a_warning(self, hub: FakeHub, tmp_path: Path) -> None:
         local = classifier(tmp_path / "base")
         with pytest.warns(UserWarning, match=r"from the folder .*base.*load_pelt\(repo, backbone="):
@@ -164,6 +173,7 @@ class TestPicture:
         push_to_hub(model, REPO, picture=tmp_path / "mine.png", revision="file")
         assert hub.repos[REPO].files("file")["gates.png"] == drawn
 
+    @pytest.mark.slow
     def test_the_picture_of_other_weights_goes(self, hub: FakeHub) -> None:
         model = gated("them/base")
         push_to_hub(model, REPO, picture=gate_heatmap({"00/lora.query": 0.3}))
@@ -180,6 +190,7 @@ class TestPicture:
 
 
 class TestCardOnTheHub:
+    @pytest.mark.slow
     def test_what_people_wrote_is_kept(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO, metrics={"accuracy": 0.5})
         mine = card(hub).replace("---\n\n#", "license: mit\n---\n\n#", 1) + "\nThanks to Ann.\n"
@@ -190,6 +201,7 @@ class TestCardOnTheHub:
         assert "0.75" in now and "0.5 |" not in now and now.count("## Plan") == 1
         assert ModelCard(now).data.tags == ["lightning_pelt", "lora"]
 
+    @pytest.mark.slow
     def test_a_card_without_marks_is_continued(self, hub: FakeHub, model: Any) -> None:
         hub.put(REPO, {"README.md": "---\nlicense: mit\ntags: [mine]\n---\n# My card\n\nWords.\n"})
         push_to_hub(model, REPO)
@@ -198,6 +210,7 @@ class TestCardOnTheHub:
         assert ModelCard(now).data.tags == ["mine", "lightning_pelt", "lora"]
         assert ModelCard(now).data.library_name == "lightning_pelt"
 
+    @pytest.mark.slow
     def test_an_edited_section_is_not_replaced_silently(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         hub.put(REPO, {"README.md": card(hub).replace("## Plan", "Use with care.\n\n## Plan")})
@@ -208,12 +221,14 @@ class TestCardOnTheHub:
         push_to_hub(model, REPO, replace_card=True)
         assert "Use with care." not in card(hub)
 
+    @pytest.mark.slow
     def test_windows_line_ends_are_no_edit(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         hub.put(REPO, {"README.md": card(hub).replace("\n", "\r\n")})
         push_to_hub(model, REPO)
         assert card(hub).count("lightning_pelt: begin") == 1
 
+    @pytest.mark.slow
     def test_a_mark_without_its_end_is_refused(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         broken = card(hub).replace("<!-- lightning_pelt: end -->", "")
@@ -223,6 +238,7 @@ class TestCardOnTheHub:
 
 
 class TestTokenizer:
+    @pytest.mark.slow
     def test_it_goes_with_the_adapters_if_it_is_given(
         self, hub: FakeHub, model: Any, tmp_path: Path
     ) -> None:
@@ -231,6 +247,7 @@ class TestTokenizer:
         found = load_pelt(REPO).tokenizer
         assert found is not None and found.get_vocab() == tokenizer.get_vocab()
 
+    @pytest.mark.slow
     def test_one_from_before_is_named(self, hub: FakeHub, model: Any, tmp_path: Path) -> None:
         push_to_hub(model, REPO, tokenizer=save_tokenizer(tmp_path / "own"))
         with pytest.warns(UserWarning, match=r"holds a tokenizer from before .*tokenizer="):
@@ -282,6 +299,7 @@ class TestErrorsOfPush:
             push_to_hub(model, REPO)
 
     @pytest.mark.parametrize("step", ["PUT /lfs", "POST .*/commit/", "POST .*/preupload/"])
+    @pytest.mark.slow
     def test_an_upload_that_fails_leaves_the_old_files(
         self, hub: FakeHub, model: Any, step: str
     ) -> None:
@@ -306,6 +324,7 @@ class TestErrorsOfPush:
 
 
 class TestFromHub:
+    @pytest.mark.slow
     def test_it_downloads_no_other_files(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         hub.put(REPO, {"pytorch_model.bin": b"cos\nsystem", "big.safetensors": b"0", "a.py": b""})
@@ -322,6 +341,7 @@ class TestFromHub:
             ("them/base", None, "them/base on the hub has no adapters.safetensors"),
         ],
     )
+    @pytest.mark.slow
     def test_what_is_not_there(
         self, hub: FakeHub, model: Any, repo: str, revision: str | None, message: str
     ) -> None:
@@ -339,6 +359,7 @@ class TestFromHub:
         with pytest.raises(OSError, match=r"PEFT's format.*load_peft\(model, folder\)"):
             from_hub(fresh(), "me/peft")
 
+    @pytest.mark.slow
     def test_offline_the_cache_serves(
         self, hub: FakeHub, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -349,6 +370,7 @@ class TestFromHub:
         with pytest.raises(OSError, match="me/other: the hub is switched off"):
             from_hub(fresh(), "me/other")
 
+    @pytest.mark.slow
     def test_a_damaged_file_leaves_the_model_as_it_was(self, hub: FakeHub, model: Any) -> None:
         push_to_hub(model, REPO)
         content = hub.repos[REPO].files()["adapters.safetensors"]
@@ -361,6 +383,7 @@ class TestFromHub:
         assert torch.equal(logits(other), before)
 
 
+@pytest.mark.slow
 def test_the_uploaded_files_are_those_of_save_adapters(
     hub: FakeHub, model: Any, tmp_path: Path
 ) -> None:

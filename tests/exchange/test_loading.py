@@ -335,6 +335,7 @@ class TestAround:
         detach(other.model)
         assert torch.equal(other.model.bert.embeddings.word_embeddings.weight, words_of(base))
 
+    @pytest.mark.slow
     def test_a_compiled_or_wrapped_model_is_named_by_its_class(
         self, base: Path, tmp_path: Path
     ) -> None:
@@ -351,6 +352,7 @@ class TestAround:
         assert torch.equal(logits(predictor.model), before)
         assert predictor("the cat")
 
+    @pytest.mark.slow
     def test_a_base_without_a_tokenizer(self, base: Path, folder: Path, tmp_path: Path) -> None:
         kept = save_tokenizer(tmp_path / "tokenizer")
         for path in base.glob("*token*"):

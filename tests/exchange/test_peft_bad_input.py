@@ -90,6 +90,7 @@ def test_fields_of_a_newer_peft_give_a_warning(folder):
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_every_field_of_the_installed_peft_is_known(tmp_path, recwarn):
     peft: Any = pytest.importorskip("peft")
     for config in (peft.LoraConfig(target_modules=["query"]), peft.IA3Config()):

@@ -156,6 +156,7 @@ def test_a_half_precision_base(tmp_path):
     assert_close(there.float(), here.float(), atol=0.02, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_named(tmp_path):
     attachment = attached("deberta", Plan.uniform(LoRA(r=2)), head=["classifier"])
     folder = save_peft(attachment.model, tmp_path)

@@ -25,6 +25,7 @@ def logits(model: PreTrainedModel, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "mt5", "umt5", "mbart"])
+@pytest.mark.slow
 def test_peft_computes_the_same(tmp_path, name):
     attachment = attached(name, Plan.uniform(Prompt(length=3)))
     here = logits(attachment.model, name)
@@ -40,6 +41,7 @@ def test_peft_computes_the_same(tmp_path, name):
     assert torch.equal(logits(again.model.eval(), name), here)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_peft_trained(tmp_path):
     config = peft.PromptTuningConfig(
         task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=1
@@ -51,6 +53,7 @@ def test_a_prompt_that_peft_trained(tmp_path):
     assert_close(logits(attachment.model.eval(), "t5"), logits(model, "t5"), **EXACT)
 
 
+@pytest.mark.slow
 def test_a_constant_gate_is_folded(tmp_path):
     plan = Plan.uniform(Prompt(length=3, gate=Gate(learned=False)))
     attachment = attached("t5", plan)
@@ -79,6 +82,7 @@ def test_where_peft_computes_something_else_the_prompt_is_refused(tmp_path, name
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_prompts_that_cannot_be_loaded(tmp_path):
     save_peft(attached("t5", Plan.uniform(Prompt(length=3))).model, tmp_path)
     for name, message in (("marian", "scales embeddings"), ("bert", "in the outputs of an enc")):

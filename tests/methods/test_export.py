@@ -91,6 +91,7 @@ def compare(model: PreTrainedModel, exported: nn.Module, *, padded: bool) -> Non
         )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "no mask"])
 @pytest.mark.parametrize(

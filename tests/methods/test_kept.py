@@ -119,6 +119,7 @@ def test_a_change_of_weights_is_seen(change: Callable[[nn.Module], None]) -> Non
     "gate", [Gate(), Gate(pool="token"), Gate(learned=False), Gate(pool="all")]
 )
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.slow
 def test_equal_to_the_forward_with_gradients(gate: Gate, rows: int) -> None:
     ids = torch.randint(3, 90, (rows, 9), generator=torch.Generator().manual_seed(1))
     for base in (tiny_bert, tiny_gpt2):
@@ -168,6 +169,7 @@ def test_gradients_after_a_forward_without() -> None:
     assert all(p.grad is not None for p in own)
 
 
+@pytest.mark.slow
 def test_tangents_are_not_lost() -> None:
     tuned = model()
     embeddings = tuned.get_input_embeddings()(IDS).detach()

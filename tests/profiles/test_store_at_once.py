@@ -110,6 +110,7 @@ def _check_after_a_crash(url: str, at_least: int) -> int:
         return count
 
 
+@pytest.mark.slow
 def test_a_writer_killed_in_a_transaction_loses_that_transaction(url: str) -> None:
     with second_process(put_until_killed, url, 3) as (writer, messages):
         assert receive(messages) == "loading"

@@ -220,6 +220,7 @@ def test_fresh_blocks_are_used_by_one_stage_and_by_no_race() -> None:
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(5.0, "increasing"), (-5.0, "bottleneck")])
+@pytest.mark.slow
 def test_a_runner_up_replaces_the_winner_only_if_it_is_better_on_fresh_blocks(
     gain: float, chosen: str
 ) -> None:
@@ -273,6 +274,7 @@ def test_variants_with_a_group_that_was_never_settled_are_left_out() -> None:
     assert state.found is not None and state.found.strategies[3] == ""
 
 
+@pytest.mark.slow
 def test_diverged_jobs_are_counted_and_not_averaged() -> None:
     """One task of one arm diverges on every third block, which then has no score for the arm."""
 
@@ -318,6 +320,7 @@ def test_a_block_waits_for_all_of_its_tasks() -> None:
     assert [each.stage.name for each in waiting.records] == ["start"]
 
 
+@pytest.mark.slow
 def test_the_score_of_a_block_is_the_mean_over_tasks() -> None:
     state, outcomes = finished()
     start = state.records[0]
@@ -353,6 +356,7 @@ def test_a_single_option_is_settled_without_a_fit() -> None:
     assert state.settled["grouping"] == "spindle" and not record(state, "grouping").jobs
 
 
+@pytest.mark.slow
 def test_the_dev_rows_are_used_only_by_the_final_comparison() -> None:
     state, _ = finished()
     assert state.comparison is not None

@@ -66,6 +66,7 @@ def test_at_depth_6_uniform_and_spindle_are_one_grouping() -> None:
     assert [*found] == ["uniform", "bottleneck", "increasing", "decreasing"]
 
 
+@pytest.mark.slow
 def test_at_depth_12_all_groupings_have_the_sizes_of_the_specification() -> None:
     found = space(anatomy=bert(12)).groupings
     assert {name: choice.sizes for name, choice in found.items()} == {

@@ -86,6 +86,7 @@ def test_other_file_systems_are_left_to_lightning():
 
 
 @pytest.mark.parametrize("own", [True, False])
+@pytest.mark.slow
 def test_a_fit_keeps_its_last_good_checkpoint(tmp_path, monkeypatch, own):
     backbone = bert(tmp_path / "backbone")
     module: Any = PELTModule(backbone, PLAN, labels=LABELS) if own else user_module()

@@ -70,6 +70,7 @@ def test_a_validation_metric_needs_a_validation(tmp_path, options, data):
 @pytest.mark.parametrize(
     "name", ["val/loss", "val/accuracy", "train/loss", "step", "lr-AdamW/head", "gate/mean/lora"]
 )
+@pytest.mark.slow
 def test_a_metric_that_is_logged_is_monitored(tmp_path, name):
     saver = ModelCheckpoint(tmp_path / "kept", monitor=name, filename="best")
     run = fit(tmp_path, saver, LearningRateMonitor(), GateMonitor(1, table=False, heatmap=False))
