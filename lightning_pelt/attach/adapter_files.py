@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from lightning_pelt.attach.saving import describe
 from lightning_pelt.attach.state_dict_hooks import check
 from lightning_pelt.plans.plan import from_config
 from lightning_pelt.utils.adapter_format import TENSORS, read_adapters, refuse_damage
+from lightning_pelt.utils.files import naming_file
 from lightning_pelt.utils.formats import OURS, expect_format
 
 
@@ -45,7 +44,7 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
     config, tensors = read_adapters(path)
     inner, beside = split(tensors)
     before = find_model(model).__dict__.get(ATTACHMENT)
-    with _naming(path):
+    with naming_file(path):
         attachment = attach(model, from_config(config["plan"]))
         try:
             _compare_backbones(path, config["backbone"], describe(attachment), strict=strict)
@@ -63,19 +62,6 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
                 attachment.detach()
             raise
     return attachment
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the data of a file raises into a ``ValueError`` that names the file."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    except OSError:
-        raise
-    except Exception as error:  # values that no constructor expects may raise anything
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 ARCHITECTURE = ("model_type", "width", "blocks", "parameters")

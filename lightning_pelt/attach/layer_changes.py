@@ -85,7 +85,7 @@ def change_of(update: WeightUpdate, factor: float, width: int) -> Change:
     Raises:
         ValueError: the update contains NaN or infinity.
     """
-    if factor == 0:  # whatever it contains
+    if factor == 0:  # then its values do not matter
         return Change()
     for values in (update.delta, update.scale, update.inputs, update.bias):
         if values is not None and not values.isfinite().all():

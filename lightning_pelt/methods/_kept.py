@@ -17,8 +17,6 @@ _address, _version = Tensor.data_ptr, attrgetter("_version")
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="KeepingSubmodule")
-
-
 SAMPLES = 16  # of each weight
 
 

@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Files: atomic writes, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -81,3 +81,16 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # releases the lock
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Turn what the data of a file raises into a ``ValueError`` that names the file."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # values that no constructor expects may raise anything
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error

@@ -1,6 +1,6 @@
 """Accuracy of UniPELT before and after it is distilled into a plain LoRA, on real data.
 
-    python tests/benchmarks/distil_lora.py ../shared/data --out /tmp/distil
+    python tests/benchmarks/distil_lora.py ../shared/data --out distil
     python tests/benchmarks/distil_lora.py ../shared/data --tasks sst2 --seeds 0 --rank 8
 
 For each task and seed, UniPELT (adapter, prefix and LoRA, all gated) is trained on MiniLM and kept

@@ -1,4 +1,4 @@
-"""What forwards without gradients use again is computed anew as soon as it may differ."""
+"""What forwards without gradients use again is computed again as soon as it may differ."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from lightning_pelt.exchange.peft.weights import Weights
 from lightning_pelt.exchange.peft.whole_modules import Whole, check_whole
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.backbone import public_name
+from lightning_pelt.utils.files import naming_file
 from lightning_pelt.utils.formats import PEFT, expect_format
 
 READERS = {
@@ -90,7 +90,7 @@ def load_peft(
     root = find_model(model)
     before: Attachment | None = root.__dict__.get(ATTACHMENT)
     name, weights_of, make = READERS[config["peft_type"].upper()]
-    with _naming(file):
+    with naming_file(file):
         modules = modules_of_base(root)
         check_targets(config, modules, [*contents.lora, *contents.ia3])
         anatomy = examine(root, example_inputs) if before is None else before.anatomy
@@ -129,19 +129,6 @@ def _attach(
             attachment.detach()
         raise
     return attachment
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the data of a file raises into a ``ValueError`` that names the file."""
-    try:
-        yield
-    except OSError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged regular expression, for example
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()
