@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 TOKEN = "hf_of_me"
 READER = "hf_of_a_reader"
@@ -78,6 +79,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
     thread.start()
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    # Objects that are made once for a process, and read ENDPOINT when they are made.
+    monkeypatch.setattr(hf_api.api, "endpoint", endpoint)
+    monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
     template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
