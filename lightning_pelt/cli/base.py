@@ -22,7 +22,7 @@ from lightning_pelt.cli.checkpoint_files import (
     read_checkpoint,
 )
 from lightning_pelt.cli.parser import SuggestingParser
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.training.module import PELTModule
 
 DESCRIPTION = "Gated parameter-efficient tuning of Hugging Face transformers."
@@ -124,7 +124,7 @@ class PELTCLI(LightningCLI):
         given = parse(self._args, defaults=False)[command].get("model")
         return given.as_dict() if given else {}
 
-    def labels(self, data: TextDataModule) -> list[str] | None:
+    def labels(self, data: RowsDataModule) -> list[str] | None:
         """The label names by id: those of the checkpoint, if there is one, else those of the data.
 
         Raises:
@@ -140,7 +140,7 @@ class PELTCLI(LightningCLI):
             )
         return saved
 
-    def _labels_of(self, data: TextDataModule, saved: list[str]) -> list[str] | None:
+    def _labels_of(self, data: RowsDataModule, saved: list[str]) -> list[str] | None:
         try:
             return data.labels
         except (ValueError, OSError):
@@ -220,7 +220,7 @@ def main(args: ArgsType = None, kind: type[PELTCLI] = PELTCLI, run: bool = True)
     }
     return kind(
         PELTModule,
-        TextDataModule,
+        RowsDataModule,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=42,

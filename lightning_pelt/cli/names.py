@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule, TextDataModule
 from lightning_pelt.methods.base import Method
 from lightning_pelt.plans import Plan
 from lightning_pelt.tasks import Task
@@ -22,7 +22,7 @@ KINDS: dict[type, str] = {
     Plan: "plan",
     Method: "method",
     Task: "task",
-    TextDataModule: "data module",
+    RowsDataModule: "data module",
     Callback: "callback",
     Logger: "logger",
     Optimizer: "optimizer",
@@ -66,7 +66,8 @@ def nearest_option(name: str, options: Sequence[str]) -> str | None:
     if inside:
         return _by_leaf(leaf, inside)
     top = nearest(name, [option for option in options if "." not in option])
-    data = [f"data.init_args.{argument}" for argument in _own_arguments(TextDataModule)]
+    arguments = dict.fromkeys([*_own_arguments(RowsDataModule), *_own_arguments(TextDataModule)])
+    data = [f"data.init_args.{argument}" for argument in arguments]
     return top or _by_leaf(leaf, [*options, *data])
 
 

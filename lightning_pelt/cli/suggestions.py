@@ -17,7 +17,7 @@ from lightning_pelt.cli.names import (
     nearest,
     nearest_option,
 )
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.training.module import PELTModule
 
 # The classes whose arguments are the options of a group.
@@ -166,7 +166,7 @@ def _place(message: str) -> Place:
     owners = OWNER.findall(first[: first.rindex(f'"{keys[-1]}"')])
     if owners:
         owner, name = locate(owners[-1]), keys[-1]  # type: ignore[assignment]
-    return Place(".".join(keys), [TextDataModule] if keys == ["data"] else _kinds(owner, name))
+    return Place(".".join(keys), [RowsDataModule] if keys == ["data"] else _kinds(owner, name))
 
 
 def _kinds(owner: Any, argument: str) -> list[type]:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from reprlib import repr as shortened
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from datasets import Value
 
 from lightning_pelt.utils.errors import unknown
 
@@ -18,11 +20,30 @@ MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 RENDER = "render it with the tokenizer's apply_chat_template(..., tokenize=False)"
 
 
+class Kind(Protocol):
+    """How the values of a column are converted.
+
+    A kind is a frozen dataclass of plain data, so that converted rows can be cached.
+
+    Attributes:
+        feature: the type of a converted value, as datasets stores it.
+    """
+
+    feature: ClassVar[Any]
+
+    def __call__(self, value: Any) -> Any:
+        """The converted value.
+
+        Raises:
+            ValueError: it cannot be converted; the message says what was expected.
+        """
+
+
 class Column(NamedTuple):
     """A column of a file, and how to convert its values."""
 
     name: str
-    kind: Text | Number | Label
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class Text:
 
     may_be_empty: bool = False
     spoken: bool = False
-    dtype: ClassVar[str] = "string"
+    feature: ClassVar[Any] = Value("string")
 
     def __call__(self, value: Any) -> str:
         text = "" if value is None else value
@@ -55,7 +76,7 @@ class Text:
 class Number:
     """A finite number."""
 
-    dtype: ClassVar[str] = "float32"
+    feature: ClassVar[Any] = Value("float32")
 
     def __call__(self, value: Any) -> float:
         try:
@@ -73,7 +94,7 @@ class Label:
 
     labels: tuple[str, ...]
     indexed: bool = False
-    dtype: ClassVar[str] = "int64"
+    feature: ClassVar[Any] = Value("int64")
 
     def __call__(self, value: Any) -> int:
         text = label_text(value)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, load_dataset
 from datasets.fingerprint import Hasher
 
 from lightning_pelt.data._columns import (
@@ -37,13 +37,15 @@ class Table(NamedTuple):
 
     Attributes:
         rows: as they were read.
-        source: the file, or the data set and its split.
+        source: the file, the pattern of files, or the data set and its split.
         encoded: whether the cells are JSON texts.
+        parts: the files of a pattern, and their numbers of rows.
     """
 
     rows: Dataset
     source: str
     encoded: bool = False
+    parts: tuple[tuple[str, int], ...] = ()
 
     def values(self, column: str, *, distinct: bool = False) -> list[Any]:
         """The values of a column; without repetitions if ``distinct``."""
@@ -59,8 +61,17 @@ class Table(NamedTuple):
         try:
             return kind(self._decoded(cell))
         except (TypeError, ValueError, RecursionError) as error:
-            where = f"{self.source}, row {index + 1}, column {column!r}"
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{self.place(index)}, column {column!r}: {error}") from None
+
+    def place(self, index: int) -> str:
+        """The file and the row, from 1, of a row of the table."""
+        source = self.source
+        for name, length in self.parts:
+            if index < length:
+                source = name
+                break
+            index -= length
+        return f"{source}, row {index + 1}"
 
     def _decoded(self, cell: Any) -> Any:
         return json.loads(cell) if self.encoded and cell is not None else cell
@@ -70,7 +81,7 @@ def read_file(path: str | Path, *, header: Sequence[str] = ()) -> Table:
     """The rows of a CSV, TSV, JSONL, JSON or Parquet file, cached by the content of the file.
 
     Args:
-        path: the file, not a pattern; its suffix is its format.
+        path: the file; its suffix is its format.
         header: the names of the columns, if a CSV or TSV file may lack a header.
 
     Raises:
@@ -131,7 +142,7 @@ def _write(table: pa.Table, path: Path, cached: Path) -> None:
 
 
 def read_hub(name: str, config: str | None, split: str, *, remedy: str) -> Table:
-    """The rows of one split of a data set on the hub.
+    """The rows of one split of a data set on the hub, or in a folder with files of data.
 
     Raises:
         OSError: the data set cannot be reached and is not cached; the message ends in ``remedy``.
@@ -185,7 +196,7 @@ def convert_columns(table: Table, columns: Mapping[str, Column], *, desc: str) -
         batched=True,
         with_indices=True,
         remove_columns=raw.column_names,
-        features=Features({name: Value(column.kind.dtype) for name, column in columns.items()}),
+        features=Features({name: column.kind.feature for name, column in columns.items()}),
         new_fingerprint=Hasher.hash((raw._fingerprint, FORMAT, dict(columns))),
         desc=desc,
     )

@@ -1,24 +1,20 @@
-"""Base of the data modules: tokenize once, pad per batch, batch rows of similar length."""
+"""Base of the data modules: the rows of the splits, and the loaders that batch them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property, partial
+from collections.abc import Callable
+from functools import cached_property
 from os import PathLike, fspath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import PreTrainedTokenizerBase
 
-from lightning_pelt.anatomy.positions import backbone_position_limit
-from lightning_pelt.data._cache_key import cache_key, vocabulary_of
 from lightning_pelt.data._row_choice import chosen, hold_out
 from lightning_pelt.data.bucket_sampler import BucketSampler, ResumableLoader
-from lightning_pelt.data.collator import Collate
-from lightning_pelt.utils.backbone import load_tokenizer
 
 ROW_NUMBERS = "row_numbers"  # attribute of rows to predict: their numbers in their source
 STAGES = {
@@ -29,19 +25,16 @@ STAGES = {
 }
 
 
-class TextDataModule(LightningDataModule, ABC):
-    """Base of the data modules. A child reads the rows and converts a row to tokens.
+class RowsDataModule(LightningDataModule, ABC):
+    """Base of the data modules. A child reads the rows, and says how they become batches.
 
-    A batch is a dict of tensors: ``input_ids``, ``attention_mask`` and, if the tokenizer returns
-    them, ``token_type_ids``, all (B, T) int64; and ``labels``, except in prediction. The splits are
-    named train, dev, test and predict. Without a predict split, the test rows are predicted.
+    A batch is a dict of tensors and, where a task needs them, of lists of plain data. The splits
+    are named train, dev, test and predict. Without a predict split, the test rows are predicted.
 
     Args:
-        backbone: hub id or folder whose tokenizer is used.
+        backbone: hub id or folder whose tokenizer or processor is used.
         batch_size: training rows per process and step.
         eval_batch_size: rows per process and step otherwise; by default ``batch_size``.
-        max_length: maximum number of tokens per row; longer rows are cut.
-        pad: to the longest row of each batch, or always to ``max_length``.
         bucketed: batch rows of similar length, which saves padding.
         num_workers: number of processes that prepare batches.
         seed: of the order of the training batches.
@@ -57,12 +50,15 @@ class TextDataModule(LightningDataModule, ABC):
 
     Example::
 
-        class Sentences(TextDataModule):
+        class Points(RowsDataModule):
             def read(self):
-                return {"train": Dataset.from_dict({"text": ["a b", "c"], "label": [0, 1]})}
+                return {"train": Dataset.from_dict({"x": [[0.0], [1.0]], "labels": [0, 1]})}
 
-            def encode(self, rows, split):
-                return {**self.tokenizer(rows["text"]), "labels": rows["label"]}
+            def examples(self, split):
+                return self.rows(split)
+
+            def collate(self):
+                return default_collate  # of torch.utils.data
     """
 
     def __init__(
@@ -71,8 +67,6 @@ class TextDataModule(LightningDataModule, ABC):
         *,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
-        max_length: int = 128,
-        pad: Literal["longest", "max_length"] = "longest",
         bucketed: bool = True,
         num_workers: int = 0,
         seed: int = 42,
@@ -93,15 +87,12 @@ class TextDataModule(LightningDataModule, ABC):
         self.backbone = backbone
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.max_length = max_length
-        self.pad = pad
         self.bucketed = bucketed
         self.num_workers = num_workers
         self.seed = seed
         self.limit_train = limit_train
         self.limit_eval = limit_eval
         self.holdout = holdout
-        self._encoded: dict[str, Dataset] = {}
         self.row_numbers: dict[str, np.ndarray] = {}  # of splits without all their rows
 
     @abstractmethod
@@ -109,42 +100,21 @@ class TextDataModule(LightningDataModule, ABC):
         """The raw rows of each split."""
 
     @abstractmethod
-    def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
-        """Tokens of the rows, column by column, with ``labels`` unless ``split`` is predict."""
+    def examples(self, split: str) -> Dataset:
+        """What the batches of ``split`` are made of, one item per row."""
+
+    @abstractmethod
+    def collate(self) -> Callable[[Any], dict[str, Any]]:
+        """Makes a batch of items, given as a list or as a slice of :meth:`examples`."""
+
+    def lengths(self, split: str) -> np.ndarray:
+        """The length of each row of ``split``, by which rows are batched; (rows,) int64."""
+        return np.ones(len(self.examples(split)), dtype=np.int64)
 
     @property
     def labels(self) -> list[str] | None:
         """Names of the classes by index; None if the target is not a class."""
         return None
-
-    @property
-    def pair(self) -> bool:
-        """Whether a row is a pair of texts."""
-        return False
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer.
-
-        Raises:
-            ValueError: ``max_length`` is more than the tokenizer or the backbone takes.
-        """
-        tokenizer = load_tokenizer(self.backbone)
-        self._check_length("max_length", self.max_length, tokenizer.model_max_length)
-        self._check_length("max_length", self.max_length, self.positions)
-        return tokenizer
-
-    @cached_property
-    def positions(self) -> int | None:
-        """Number of tokens for which the backbone has positions; None without a limit."""
-        return backbone_position_limit(self.backbone)
-
-    def _check_length(self, argument: str, length: int, most: int | None) -> None:
-        if most is not None and length > most:
-            raise ValueError(
-                f"{argument} is {length}, but {self.backbone!r} takes at most {most} tokens: lower "
-                f"{argument}"
-            )
 
     @cached_property
     def splits(self) -> dict[str, Dataset]:
@@ -186,28 +156,15 @@ class TextDataModule(LightningDataModule, ABC):
             )
         return self.splits[name]
 
-    def tokens(self, split: str) -> Dataset:
-        """The tokenized rows of ``split``, cached on disk beside the raw rows."""
-        if split not in self._encoded:
-            raw = self.rows(split)
-            self._encoded[split] = raw.map(
-                partial(self._encode, split=split),
-                batched=True,
-                remove_columns=raw.column_names,
-                desc=f"tokenizing {split}",
-                new_fingerprint=self._cache_key(raw, split),
-            )
-        return self._encoded[split]
-
     def prepare_data(self) -> None:
         """Fill the cache in one process before the others read it."""
         self.setup(self.trainer.state.fn if self.trainer and self.trainer.state.fn else "fit")
 
     def setup(self, stage: str) -> None:
-        """Read and tokenize the splits of ``stage``."""
+        """Read and prepare the splits of ``stage``."""
         for split in STAGES[stage]:
             if split != "dev" or split in self.splits:
-                self.tokens(split)
+                self.examples(split)
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.batch_size)
@@ -231,9 +188,9 @@ class TextDataModule(LightningDataModule, ABC):
     def _loader(self, split: str, batch_size: int) -> DataLoader:
         if getattr(self.trainer, "overfit_batches", 0):  # the same batches in every epoch
             return self._sequential_loader(split, batch_size)
-        rows = self.tokens(split)
+        rows = self.examples(split)
         sampler = BucketSampler(
-            rows["length"][:] if self.bucketed else np.ones(len(rows)),
+            self.lengths(split) if self.bucketed else np.ones(len(rows)),
             batch_size=batch_size,
             shuffle=split == "train",
             seed=self.seed,
@@ -241,8 +198,8 @@ class TextDataModule(LightningDataModule, ABC):
         )
         options = {"sampler": sampler, "batch_size": None, **self._loader_options()}
         if split != "train":
-            return DataLoader(rows.remove_columns("length"), **options)
-        loader = ResumableLoader(rows.remove_columns("length"), **options)
+            return DataLoader(rows, **options)
+        loader = ResumableLoader(rows, **options)
         if self.trainer is not None:
             loader.position = self._position
         return loader
@@ -255,7 +212,7 @@ class TextDataModule(LightningDataModule, ABC):
 
     def _sequential_loader(self, split: str, batch_size: int) -> DataLoader:
         """A loader with a plain sampler, which Lightning can distribute and track by row."""
-        rows = self.tokens(split).remove_columns("length")
+        rows = self.examples(split)
         return DataLoader(
             rows, sampler=SequentialSampler(rows), batch_size=batch_size, **self._loader_options()
         )
@@ -267,26 +224,8 @@ class TextDataModule(LightningDataModule, ABC):
     def _loader_options(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device.type if self.trainer is not None else "cpu"
         return {
-            "collate_fn": Collate(self.tokenizer, self.fixed_lengths()),
+            "collate_fn": self.collate(),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": device == "cuda",
         }
-
-    def fixed_lengths(self) -> dict[str, int]:
-        """Fixed numbers of tokens by column; empty to pad to the longest row."""
-        if self.pad == "longest":
-            return {}
-        return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), self.max_length)
-
-    def _encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
-        columns = self.encode(rows, split)
-        return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
-
-    def _cache_key(self, raw: Dataset, split: str) -> str:
-        kind = type(self).__name__, split == "predict"
-        return cache_key(raw, kind, self.hparams, self._vocabulary)
-
-    @cached_property
-    def _vocabulary(self) -> Any:
-        return vocabulary_of(self.tokenizer)

@@ -12,7 +12,7 @@ from lightning_pelt.data._columns import Column, Label, Number, Text
 from lightning_pelt.data._file_rows import READERS
 from lightning_pelt.data._glue_tasks import TASKS
 from lightning_pelt.data._table_io import Table, convert_columns, read_file, read_hub
-from lightning_pelt.data.base import TextDataModule
+from lightning_pelt.data.text_base import TextDataModule
 from lightning_pelt.data.text_to_text import encode_targets
 from lightning_pelt.utils.errors import unknown
 

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_pelt.data._columns import Column
 from lightning_pelt.data._profile_index import ProfileIndex, profile_name
 from lightning_pelt.data._table_io import check_column
-from lightning_pelt.data.base import TextDataModule
 from lightning_pelt.data.text import TextClassification
+from lightning_pelt.data.text_base import TextDataModule
 from lightning_pelt.methods.xpeft import PROFILE
 from lightning_pelt.utils.errors import unknown
 
@@ -152,7 +152,7 @@ class ProfileDataModule(Profiled, TextClassification):
     @cached_property
     def _training_rows(self) -> Counter[str]:
         """Number of training rows of each profile, before ``min_rows``."""
-        if "train" not in self.locations:
+        if "train" not in self.sources.locations:
             raise ValueError("the profiles are unknown: give train= to collect them")
         return self._rows_by_profile("train")
 
@@ -209,7 +209,8 @@ class ProfileDataModule(Profiled, TextClassification):
             if lost := [self.profiles[i] for i in indices if i not in trained]:
                 raise ValueError(
                     f"the dev split took every training row of {_first_names(lost)}: give dev=, "
-                    f"or lower dev_share ({self.dev_share}), or raise min_rows ({self.min_rows})"
+                    f"or lower dev_share ({self.sources.dev_share}), or raise min_rows "
+                    f"({self.min_rows})"
                 )
         return splits
 

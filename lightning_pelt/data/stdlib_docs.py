@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from lightning_pelt.data.base import TextDataModule
+from lightning_pelt.data.text_base import TextDataModule
 
 # Chapters of the library reference, and modules of each that can be imported without side effects.
 CHAPTERS = {

@@ -71,7 +71,7 @@ class TextClassification(TableDataModule):
             return None
         if self.given_labels:
             return [str(label) for label in self.given_labels]
-        if "train" not in self.locations:
+        if "train" not in self.sources.locations:
             raise ValueError("the labels are unknown: give labels=[...], or train= to collect them")
         return label_names(self.tables["train"], self.label)
 

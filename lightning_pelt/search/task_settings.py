@@ -136,9 +136,9 @@ def local_files(data: TextDataModule, folder: Path) -> dict[str, Any]:
         ValueError: the data module cannot read a folder.
     """
     if isinstance(data, TableDataModule):
-        if data.dataset is None:
+        if data.sources.dataset is None:
             return {}  # the recipe names files already
-        files = {split: _file(folder, source) for split, source in data.locations.items()}
+        files = {split: _file(folder, source) for split, source in data.sources.locations.items()}
         return {"dataset": None, "config": None, **files}
     if "folder" not in inspect.signature(type(data)).parameters:
         raise ValueError(

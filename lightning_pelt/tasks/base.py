@@ -30,6 +30,8 @@ class Task(Configured, ABC):
 
     Attributes:
         auto: the transformers class that adds the head of this task to a backbone.
+        reads_text: whether the inputs of the model are tokens.
+        decodes: whether metrics or predictions need the tokenizer.
 
     Example::
 
@@ -42,6 +44,8 @@ class Task(Configured, ABC):
     """
 
     auto: ClassVar[Any]
+    reads_text: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -92,7 +96,7 @@ class Task(Configured, ABC):
         options = {} if dtype is None else {"dtype": dtype}
         model = load_pretrained(self.auto, backbone, **options, **self.head(labels))
         config = text_config(model.config)
-        if getattr(config, "pad_token_id", None) is None:
+        if self.reads_text and getattr(config, "pad_token_id", None) is None:
             # Decoders classify at the last token before the padding.
             config.pad_token_id = load_tokenizer(backbone).pad_token_id
         return model
@@ -129,7 +133,11 @@ class Task(Configured, ABC):
         labels: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[dict[str, Any]]:
-        """One dictionary of plain data per row of ``batch``; its labels are not used."""
+        """One dictionary of plain data per row of ``batch``; its labels are not used.
+
+        Args:
+            tokenizer: of the backbone, if the task ``decodes``.
+        """
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class CausalLM(Task):
     num_beams: int = 1
 
     auto: ClassVar[Any] = AutoModelForCausalLM
+    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_generation(self.max_new_tokens, self.num_beams)

@@ -61,6 +61,7 @@ class TextToText(Task):
     generate_in_validation: bool = True
 
     auto: ClassVar[Any] = AutoModelForSeq2SeqLM
+    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", checked_metrics(self.metrics, TEXT_METRICS))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.attach.names import match_names
 from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data.profile_data import PROFILE
 from lightning_pelt.methods.config import rebuild
 from lightning_pelt.plans import Plan, UniPELT, from_config
@@ -137,13 +137,13 @@ class PELTModule(LightningModule):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The backbone's tokenizer, for tasks that generate text."""
+        """The backbone's tokenizer."""
         return load_tokenizer(self.backbone)
 
     def setup(self, stage: str) -> None:
         write_whole_files(self.trainer)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if stage != "predict" and isinstance(data, TextDataModule):
+        if stage != "predict" and isinstance(data, RowsDataModule):
             self.task.check_labels(self.labels, data.labels)
         if stage == "fit" and self.trainer.global_step == 0:
             self.step_seed.seed = None  # of an earlier run
@@ -263,7 +263,7 @@ class PELTModule(LightningModule):
             batch,
             outputs,
             labels=self.labels,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer if self.task.decodes else None,
         )
         self.log(f"{stage}/loss", loss, batch_size=_rows(batch), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
@@ -274,7 +274,7 @@ class PELTModule(LightningModule):
             self.model,  # type: ignore[arg-type]
             self._inputs(batch),
             labels=self.labels,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer if self.task.decodes else None,
         )
 
     def forward(self, **inputs: Tensor) -> Any:

@@ -88,8 +88,8 @@ def test_folders_replace_the_hub(tmp_path):
     assert (data.task, data.limit_train) == ("sst2", 50)
     news = settings.data("news")
     assert isinstance(news, TextClassification)
-    assert news.dataset is None
-    assert news.locations == {
+    assert news.sources.dataset is None
+    assert news.sources.locations == {
         "train": str(tmp_path / "news" / "train.jsonl"),
         "dev": str(tmp_path / "news" / "test.jsonl"),
     }

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lightning_pelt.cli import base
 from lightning_pelt.cli.profiles.new_profile import new_profile_module
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data.profile_data import PROFILE, Profiled
 from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.profiles.model_profiles import read_profile
@@ -111,7 +111,7 @@ class Add(StoreCommand):
         super().before_instantiate_classes()
         self.trained = self.stores.load_model(self.config.fit.checkpoint)
 
-    def labels(self, data: TextDataModule) -> list[str] | None:
+    def labels(self, data: RowsDataModule) -> list[str] | None:
         return _agreed_labels(self.trained, data)
 
     def before_fit(self) -> None:
@@ -153,7 +153,7 @@ class Evaluate(StoreCommand):
         super().before_instantiate_classes()
         self.trained = self.stores.load_model(self.config.checkpoint)
 
-    def labels(self, data: TextDataModule) -> list[str] | None:
+    def labels(self, data: RowsDataModule) -> list[str] | None:
         return _agreed_labels(self.trained, data)
 
     def report(self) -> None:
@@ -188,7 +188,7 @@ class Evaluate(StoreCommand):
 COMMANDS: dict[str, type[StoreCommand]] = {"train": Train, "add": Add, "evaluate": Evaluate}
 
 
-def _agreed_labels(trained: PELTModule, data: TextDataModule) -> list[str] | None:
+def _agreed_labels(trained: PELTModule, data: RowsDataModule) -> list[str] | None:
     """The labels of the trained head; the data takes them unless it was given labels.
 
     Raises:

@@ -1,0 +1,50 @@
+"""Rows of folders that ``save_to_disk`` of datasets wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import DatasetDict, load_from_disk
+
+from lightning_pelt.data._table_io import Table
+from lightning_pelt.utils.errors import unknown
+
+FILES = ("state.json", "dataset_dict.json")  # of a Dataset, and of a DatasetDict
+
+
+def is_saved(location: str | Path) -> bool:
+    """Whether a place is a folder that ``save_to_disk`` wrote."""
+    folder = Path(location).expanduser()
+    return any((folder / name).is_file() for name in FILES)
+
+
+def read_saved(location: str, *, split: str | None = None) -> Table:
+    """The rows of a saved data set, or of one split of a saved dictionary of data sets.
+
+    Raises:
+        ValueError: the folder is damaged or has no rows, it has several splits and none is named,
+            or not the split that is named.
+    """
+    folder = Path(location).expanduser()
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: truncated or not a saved data set ({error})") from error
+    source = str(folder)
+    if isinstance(saved, DatasetDict):
+        if split is None:
+            raise ValueError(
+                f"{folder} has the splits {', '.join(saved)}: name the folder as dataset=, and the "
+                "splits as train=, dev= and test="
+            )
+        if split not in saved:
+            raise ValueError(f"{folder}: {unknown('split', split, list(saved))}")
+        saved, source = saved[split], f"{folder} ({split})"
+    elif split is not None:
+        raise ValueError(
+            f"{folder} is one data set without splits, and the split {split!r} is named: name the "
+            f"folder itself, such as train={location!r}, without dataset="
+        )
+    if not len(saved):
+        raise ValueError(f"{source} has no rows")
+    return Table(saved, source)
