@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import wandb
-from small import t5
+from recipe_data import offline
 
 from lightning_pelt.cli.base import main
 
@@ -36,27 +36,9 @@ SHORT = [
 ]
 
 
-def sentiment(folder: Path) -> list[str]:
-    """A folder of GLUE files, large enough for the low-resource protocol, and its options."""
-    folder.mkdir()
-    rows = [
-        {"text": f"film number {i} is {'good' if i % 2 else 'bad'}", "label": i % 2}
-        for i in range(1110)
-    ]
-    for split, count in (("train", 1110), ("dev", 20)):
-        lines = [json.dumps(row) for row in rows[:count]]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return [f"--data.folder={folder}"]
-
-
 def fit_options(recipe: Path, folder: Path) -> list[str]:
     """The command line of a short fit without a network."""
-    text = recipe.read_text()
-    offline = sentiment(folder / "glue") if "class_path: GLUE" in text else []
-    backbone = "sentence-transformers/all-MiniLM-L6-v2"
-    if "TextToText" in text:
-        backbone, offline = t5(folder / "t5"), [*offline, "--data.max_length=32"]
-    return ["fit", f"--config={recipe}", *SHORT, *offline, f"--model.backbone={backbone}"]
+    return ["fit", f"--config={recipe}", *SHORT, *offline(recipe, folder)]
 
 
 def in_a_process(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
