@@ -48,17 +48,28 @@ if TYPE_CHECKING:
     from lightning_pelt.data import (
         GLUE,
         CausalText,
+        LabelledAudio,
+        LabelledImages,
         ProfileDataModule,
         RowsDataModule,
         SimulatedReaders,
         StdlibDocs,
         TextClassification,
         TextDataModule,
+        TranscribedAudio,
     )
     from lightning_pelt.profiles import Profile, read_profile, write_profile
     from lightning_pelt.profiles.serving import ProfileServer
     from lightning_pelt.profiles.store import ProfileStore
-    from lightning_pelt.tasks import CausalLM, Classification, Regression, Task
+    from lightning_pelt.tasks import (
+        AudioClassification,
+        CausalLM,
+        Classification,
+        ImageClassification,
+        Regression,
+        SpeechRecognition,
+        Task,
+    )
     from lightning_pelt.training import PELTModule, Phase, named_groups
 
 # Names that need Lightning or an extra: a plain ``attach`` does not wait for those imports.
@@ -73,19 +84,30 @@ _LAZY = {
         "WritePredictions",
     ),
     "data": (
-        "GLUE",
         "CausalText",
+        "GLUE",
+        "LabelledAudio",
+        "LabelledImages",
         "ProfileDataModule",
         "RowsDataModule",
         "SimulatedReaders",
         "StdlibDocs",
         "TextClassification",
         "TextDataModule",
+        "TranscribedAudio",
     ),
     "profiles": ("Profile", "read_profile", "write_profile"),
     "profiles.serving": ("ProfileServer",),
     "profiles.store": ("ProfileStore",),
-    "tasks": ("CausalLM", "Classification", "Regression", "Task"),
+    "tasks": (
+        "AudioClassification",
+        "CausalLM",
+        "Classification",
+        "ImageClassification",
+        "Regression",
+        "SpeechRecognition",
+        "Task",
+    ),
     "training": ("PELTModule", "Phase", "named_groups"),
 }
 _HOMES = {name: home for home, names in _LAZY.items() for name in names}
@@ -98,6 +120,7 @@ __all__ = [
     "Adapter",
     "Adapters",
     "Attachment",
+    "AudioClassification",
     "BitFit",
     "CausalLM",
     "CausalText",
@@ -112,6 +135,9 @@ __all__ = [
     "Group",
     "HeadOnly",
     "HubPrompt",
+    "ImageClassification",
+    "LabelledAudio",
+    "LabelledImages",
     "LoRA",
     "LowRankAdapter",
     "MaskTemperature",
@@ -132,11 +158,13 @@ __all__ = [
     "RowsDataModule",
     "S4_3b",
     "SimulatedReaders",
+    "SpeechRecognition",
     "StdlibDocs",
     "Task",
     "TextClassification",
     "TextDataModule",
     "TrainedBank",
+    "TranscribedAudio",
     "UniPELT",
     "WritePredictions",
     "attach",

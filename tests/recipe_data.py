@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import media
 from small import t5
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,6 +36,29 @@ def glue(folder: Path) -> list[str]:
     return [f"--data.folder={folder}"]
 
 
+def image_classification(folder: Path) -> list[str]:
+    train = media.images(folder / "train")
+    places = [f"--data.train={train}", f"--data.test={train}", "--data.num_workers=0"]
+    return [*places, f"--model.backbone={media.vit(folder / 'vit')}"]
+
+
+def audio_classification(folder: Path) -> list[str]:
+    train = media.sounds(folder / "train")
+    places = [f"--data.train={train}", f"--data.test={train}", "--data.num_workers=0"]
+    return [*places, f"--model.backbone={media.wav2vec2(folder / 'wav2vec2')}"]
+
+
+def speech_recognition(folder: Path) -> list[str]:
+    train = media.speech(folder / "train")
+    places = [f"--data.train={train}", f"--data.test={train}", "--data.num_workers=0"]
+    tokens = "--model.task.init_args.max_new_tokens=8"
+    return [*places, tokens, f"--model.backbone={media.whisper(folder / 'whisper')}"]
+
+
 # Recipes with other data or another backbone: by the name of the file, what writes them into a
 # folder and gives the options, with --model.backbone among them.
-OWN: dict[str, Callable[[Path], list[str]]] = {}
+OWN: dict[str, Callable[[Path], list[str]]] = {
+    "audio_classification": audio_classification,
+    "image_classification": image_classification,
+    "speech_recognition": speech_recognition,
+}

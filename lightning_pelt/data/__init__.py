@@ -1,18 +1,25 @@
 """Data modules: read rows, tokenize them, and batch rows of similar length."""
 
+from lightning_pelt.data.audio import LabelledAudio
 from lightning_pelt.data.base import RowsDataModule
 from lightning_pelt.data.causal_text import CausalText
+from lightning_pelt.data.chat_text import ChatText
 from lightning_pelt.data.glue import GLUE
+from lightning_pelt.data.images import LabelledImages
 from lightning_pelt.data.profile_data import ProfileDataModule
 from lightning_pelt.data.simulated_readers import SimulatedReaders
 from lightning_pelt.data.stdlib_docs import StdlibDocs
 from lightning_pelt.data.text import TextClassification
 from lightning_pelt.data.text_base import TextDataModule
 from lightning_pelt.data.text_to_text import TextToText
+from lightning_pelt.data.transcribed_audio import TranscribedAudio
 
 __all__ = [
     "GLUE",
     "CausalText",
+    "ChatText",
+    "LabelledAudio",
+    "LabelledImages",
     "ProfileDataModule",
     "RowsDataModule",
     "SimulatedReaders",
@@ -20,4 +27,5 @@ __all__ = [
     "TextClassification",
     "TextDataModule",
     "TextToText",
+    "TranscribedAudio",
 ]

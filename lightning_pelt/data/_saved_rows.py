@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import DatasetDict, load_from_disk
 
-from lightning_pelt.data._table_io import Table
+from lightning_pelt.data._table_io import Table, undecoded
 from lightning_pelt.utils.errors import unknown
 
 FILES = ("state.json", "dataset_dict.json")  # of a Dataset, and of a DatasetDict
@@ -47,4 +47,4 @@ def read_saved(location: str, *, split: str | None = None) -> Table:
         )
     if not len(saved):
         raise ValueError(f"{source} has no rows")
-    return Table(saved, source)
+    return Table(undecoded(saved), source)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, load_dataset
+from datasets import Audio, ClassLabel, Dataset, Features, Image, load_dataset
 from datasets.fingerprint import Hasher
 
 from lightning_pelt.data._columns import (
@@ -151,7 +151,15 @@ def read_hub(name: str, config: str | None, split: str, *, remedy: str) -> Table
         rows = load_dataset(name, config, split=split)
     except OSError as error:
         raise OSError(f"the data set {name!r} cannot be reached ({error}). {remedy}") from error
-    return Table(rows, f"{name} ({split})")
+    return Table(undecoded(rows), f"{name} ({split})")
+
+
+def undecoded(rows: Dataset) -> Dataset:
+    """The rows with images and sounds as they are stored; batches decode them."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image | Audio):
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
 
 
 def check_column(table: Table, column: str) -> None:

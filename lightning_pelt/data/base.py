@@ -162,9 +162,12 @@ class RowsDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Read and prepare the splits of ``stage``."""
-        for split in STAGES[stage]:
-            if split != "dev" or split in self.splits:
-                self.examples(split)
+        for split in self.stage_splits(stage):
+            self.examples(split)
+
+    def stage_splits(self, stage: str) -> list[str]:
+        """The splits that ``stage`` uses; a fit may have no dev split."""
+        return [split for split in STAGES[stage] if split != "dev" or split in self.splits]
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", self.batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 
 from datasets import Dataset
 
@@ -34,6 +35,7 @@ class Sources:
         dev_share: without ``dev``, the share of the training rows to use as dev rows; 0 for no dev
             split.
         data_seed: seed of the choice of those rows.
+        read_folder: reads a folder of another kind for a split, such as one of images.
 
     Raises:
         ValueError: no split is given, or ``dev_share`` is not a share.
@@ -51,6 +53,7 @@ class Sources:
         config: str | None = None,
         dev_share: float = 0.1,
         data_seed: int = 42,
+        read_folder: Callable[[Path, str], Table] | None = None,
     ) -> None:
         given = {"train": train, "dev": dev, "test": test, "predict": predict}
         self.locations = {split: each for split, each in given.items() if each is not None}
@@ -62,19 +65,23 @@ class Sources:
         self.config = config
         self.dev_share = dev_share
         self.data_seed = data_seed
+        self.read_folder = read_folder
 
     @cached_property
     def tables(self) -> dict[str, Table]:
         """The rows of each split as they are read."""
-        return {split: self._table(location) for split, location in self.locations.items()}
+        return {split: self._table(split, location) for split, location in self.locations.items()}
 
-    def _table(self, location: str) -> Table:
+    def _table(self, split: str, location: str) -> Table:
         if self.dataset is not None and is_saved(self.dataset):
             return read_saved(self.dataset, split=location)
         if self.dataset is not None:
             return read_hub(self.dataset, self.config, location, remedy=HUB_REMEDY)
         if is_saved(location):
             return read_saved(location)
+        folder = Path(location).expanduser()
+        if self.read_folder is not None and folder.is_dir():
+            return self.read_folder(folder, split)
         return read_pattern(location) if is_pattern(location) else read_file(location)
 
     def read(self, columns: Callable[[str], Mapping[str, Column]]) -> dict[str, Dataset]:
@@ -83,12 +90,20 @@ class Sources:
         Args:
             columns: gives the columns of a row of a split, and the columns of the file that they
                 come from.
+
+        Raises:
+            ValueError: a value cannot be converted, or train has a single row for train and dev.
         """
         splits = {
             split: convert_columns(table, columns(split), desc=f"reading {split}")
             for split, table in self.tables.items()
         }
         if "train" in splits and "dev" not in splits and self.dev_share:
+            if len(splits["train"]) < 2:
+                raise ValueError(
+                    f"train has 1 row, and dev_share {self.dev_share} takes at least one of it as "
+                    "the dev split: give dev=, more rows, or dev_share=0"
+                )
             halves = splits["train"].train_test_split(self.dev_share, seed=self.data_seed)
             splits.update(train=halves["train"], dev=halves["test"])
         return splits

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from datasets import ClassLabel
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from lightning_pelt.data._class_labels import class_names, label_kind, warn_of_one_label
 from lightning_pelt.data._columns import Column, Label, Number, Text
-from lightning_pelt.data._table_io import label_names
 from lightning_pelt.data.table import TableDataModule
 
 
@@ -69,11 +66,7 @@ class TextClassification(TableDataModule):
         """
         if self.task == "regression":
             return None
-        if self.given_labels:
-            return [str(label) for label in self.given_labels]
-        if "train" not in self.sources.locations:
-            raise ValueError("the labels are unknown: give labels=[...], or train= to collect them")
-        return label_names(self.tables["train"], self.label)
+        return class_names(self.given_labels, self.sources, self.label)
 
     def columns(self, split: str) -> Mapping[str, Column]:
         """``text``, ``text2`` for pairs, and ``label`` unless the split is predict."""
@@ -87,20 +80,14 @@ class TextClassification(TableDataModule):
     def _kind(self, split: str) -> Number | Label:
         if self.labels is None:
             return Number()
-        feature = self.tables[split].rows.features.get(self.label)
-        return Label(tuple(self.labels), indexed=isinstance(feature, ClassLabel))
+        return label_kind(self.labels, self.tables[split], self.label)
 
     def setup(self, stage: str) -> None:
         """Read and tokenize the splits of ``stage``. Warn if all training rows have one label."""
         super().setup(stage)
         if stage == "fit" and self.labels is not None:
-            found = self.rows("train").unique("label")
-            if len(found) == 1:
-                name, source = self.labels[found[0]], self.tables["train"].source
-                rank_zero_warn(
-                    f"{source}, column {self.label!r}: all training rows have the label {name!r}, "
-                    "so there is nothing to learn"
-                )
+            source = self.tables["train"].source
+            warn_of_one_label(self.rows("train"), self.labels, source, self.label)
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
         """Tokens, and the index of the label or the number."""

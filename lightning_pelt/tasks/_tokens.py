@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,6 +77,7 @@ def generate(
     *,
     max_new_tokens: int,
     num_beams: int,
+    **options: Any,
 ) -> Tensor:
     """Generate token ids, greedily or with beam search: deterministic.
 
@@ -96,8 +100,35 @@ def generate(
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
         do_sample=False,
+        **options,
         pad_token_id=require_tokenizer(tokenizer).pad_token_id,
     )
+
+
+def stop_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop: Sequence[str] = ()
+) -> list[int] | None:
+    """The tokens at which generation ends; None if there are none.
+
+    They are those of the model's generation configuration, the end of text of the tokenizer, and
+    ``stop``.
+
+    Raises:
+        ValueError: a text of ``stop`` is not one token.
+    """
+    tokenizer = require_tokenizer(tokenizer)
+    given = getattr(model.generation_config, "eos_token_id", None)
+    own = given if isinstance(given, list) else [given]
+    ids = [i for i in (*own, tokenizer.eos_token_id) if i is not None]
+    for text in stop:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        if len(found) != 1:
+            raise ValueError(
+                f"generation stops at one token, and the tokenizer splits {text!r} of stop into "
+                f"{len(found)}: name a special token, or add it to the tokenizer"
+            )
+        ids += found
+    return list(dict.fromkeys(ids)) or None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase | None, ids: Tensor) -> list[str]:

@@ -19,7 +19,7 @@ from lightning_pelt.utils.text_config import text_config
 
 Batch = Mapping[str, Any]
 
-LOWER_IS_BETTER = frozenset({"mse", "perplexity"})
+LOWER_IS_BETTER = frozenset({"mse", "perplexity", "wer", "cer"})
 
 
 class Task(Configured, ABC):

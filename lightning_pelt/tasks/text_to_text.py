@@ -80,15 +80,7 @@ class TextToText(Task):
         return collection({**chosen, "perplexity": Perplexity()}, compute_groups=False)
 
     def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
-        inputs, labels = model_inputs(batch), batch["labels"]
-        shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if shift is None:  # Whisper and a few others shift labels inside forward only
-            inputs["labels"] = labels
-        elif "decoder_input_ids" not in inputs:
-            inputs["decoder_input_ids"] = shift(labels=labels)
-        outputs = model(**inputs, use_cache=False)
-        outputs.loss = token_loss(outputs.logits, labels)
-        return outputs.loss, outputs
+        return teacher_forced(model, batch)
 
     def update(
         self,
@@ -132,6 +124,19 @@ class TextToText(Task):
             num_beams=self.num_beams,
         )
         return decode(tokenizer, ids)
+
+
+def teacher_forced(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
+    """The loss per token of the labels, predicted from the labels before them, and the outputs."""
+    inputs, labels = model_inputs(batch), batch["labels"]
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is None:  # Whisper and a few others shift labels inside forward only
+        inputs["labels"] = labels
+    elif "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = shift(labels=labels)
+    outputs = model(**inputs, use_cache=False)
+    outputs.loss = token_loss(outputs.logits, labels)
+    return outputs.loss, outputs
 
 
 def _text_metric(name: str, labels: Sequence[str] | None) -> Metric:

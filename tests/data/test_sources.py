@@ -96,3 +96,11 @@ class TestSaved:
         (tmp_path / "saved" / "state.json").write_text("{")
         with pytest.raises(ValueError, match="truncated or not a saved data set"):
             data(words, train=str(tmp_path / "saved")).rows("train")
+
+
+def test_a_single_row_cannot_be_train_and_dev(words: str, tmp_path: Path) -> None:
+    csv(tmp_path / "1.csv", "a")
+    with pytest.raises(
+        ValueError, match=r"train has 1 row, and dev_share 0\.5 takes .*dev_share=0"
+    ):
+        data(words, train=str(tmp_path / "1.csv"), dev_share=0.5).rows("train")
