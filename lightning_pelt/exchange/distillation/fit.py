@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import cos, pi
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from lightning_pelt.exchange.distillation.hidden_states import Changes, Watched, mismatch
 from lightning_pelt.exchange.distillation.unlabelled_rows import Batch
@@ -52,7 +53,8 @@ def fit(
     """
     steps = recipe.epochs * len(batches)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+    # Not transformers' schedule: its import brings PEFT and all that transformers' Trainer needs.
+    schedule = LambdaLR(optimizer, lambda step: warm_cosine(step, round(WARMUP * steps), steps))
     generator = torch.Generator().manual_seed(recipe.seed)
     orders = (torch.randperm(len(batches), generator=generator) for _ in range(recipe.epochs))
     numbers = (int(number) for order in orders for number in order)
@@ -95,3 +97,15 @@ def only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]
     finally:
         for parameter in before:
             parameter.requires_grad_(restore(parameter))
+
+
+def warm_cosine(step: int, warmup: int, steps: int) -> float:
+    """The factor of a rate that rises linearly to 1 and falls to 0 as half a cosine.
+
+    Example:
+        >>> [round(warm_cosine(step, 2, 6), 3) for step in range(7)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + cos(pi * (step - warmup) / max(1, steps - warmup)))
