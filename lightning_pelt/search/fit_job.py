@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning_pelt.attach import Attachment
 from lightning_pelt.callbacks import FiniteGuard, GateMonitor
 from lightning_pelt.callbacks.finite_guard import NonFiniteError
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.plans import from_config
 from lightning_pelt.search.gate_search import gate_metric
 from lightning_pelt.search.isolation import isolated
@@ -45,7 +45,7 @@ class Fitter:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._data: dict[tuple[str, ScoredOn], TextDataModule] = {}
+        self._data: dict[tuple[str, ScoredOn], RowsDataModule] = {}
 
     def __call__(self, job: Job) -> Outcome:
         """Fit the plan of a job and score it.
@@ -78,7 +78,7 @@ class Fitter:
         finite = math.isfinite(value) and math.isfinite(metrics.get("loss", math.nan))
         return 100 * value if finite else None
 
-    def _rows(self, job: Job) -> TextDataModule:
+    def _rows(self, job: Job) -> RowsDataModule:
         key = job.task, job.scored_on
         if key not in self._data:
             share = self.settings.holdout if job.scored_on == "holdout" else None
@@ -100,7 +100,7 @@ class Fitter:
             seed=seed,
         )
 
-    def _fit(self, module: PELTModule, data: TextDataModule) -> dict[str, float]:
+    def _fit(self, module: PELTModule, data: RowsDataModule) -> dict[str, float]:
         """Train and evaluate; of a fit that diverges, the metrics measured before."""
         timer, gates = Timer(), GateMonitor(NEVER, heatmap=False, table=False)
         gated = any(method.gate is not None for method in module.plan.methods)
@@ -165,7 +165,7 @@ def _gates(attachment: Attachment, means: Mapping[str, float]) -> dict[str, floa
     return {name: fmean(values) for name, values in found.items()}
 
 
-def _free(module: PELTModule, data: TextDataModule) -> None:
+def _free(module: PELTModule, data: RowsDataModule) -> None:
     """Free the model now; its reference cycles would keep it until a later garbage collection."""
     data.trainer = None
     if module.attachment is not None:

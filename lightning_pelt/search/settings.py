@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 # Imported for the short names of classes in recipes: `class_path: Classification`.
 from lightning_pelt import tasks as _tasks  # noqa: F401
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.plans.design_space import PATTERNS, Design
 from lightning_pelt.plans.design_space.allocation import Over
 from lightning_pelt.plans.design_space.patterns import Pattern, Stacks
@@ -182,12 +182,12 @@ class Settings:
             raise unknown("task", name, self.tasks)
         return self.tasks[name]
 
-    def data(self, name: str, holdout: float | None = None) -> TextDataModule:
+    def data(self, name: str, holdout: float | None = None) -> RowsDataModule:
         """A new data module of a task; it reads nothing yet.
 
         Args:
             name: of the task.
-            holdout: see :class:`TextDataModule`.
+            holdout: see :class:`RowsDataModule`.
 
         Raises:
             FileNotFoundError: the task's folder has no file for a split.

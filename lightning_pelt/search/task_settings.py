@@ -9,8 +9,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data._file_rows import READERS
+from lightning_pelt.data.media import MediaDataModule
 from lightning_pelt.data.table import TableDataModule
 from lightning_pelt.plans.design_space.strategies import STRATEGIES, template
 from lightning_pelt.tasks import Classification, Task
@@ -27,7 +28,7 @@ class TaskSettings:
 
     Args:
         data: builds the data module from the name of the backbone; in a recipe ``class_path`` and
-            ``init_args`` of a :class:`TextDataModule`.
+            ``init_args`` of a :class:`RowsDataModule`.
         task: head, loss and metrics; by default single-label classification.
         metric: the metric of the task that is the score; by default its first. Higher must be
             better.
@@ -42,7 +43,7 @@ class TaskSettings:
         'accuracy'
     """
 
-    data: Callable[[str], TextDataModule]
+    data: Callable[[str], RowsDataModule]
     task: Task = field(default_factory=Classification)
     metric: str | None = None
 
@@ -128,14 +129,14 @@ class WandbSettings:
     offline: bool = False
 
 
-def local_files(data: TextDataModule, folder: Path) -> dict[str, Any]:
+def local_files(data: RowsDataModule, folder: Path) -> dict[str, Any]:
     """The arguments with which ``data`` reads ``folder`` instead of the hub.
 
     Raises:
         FileNotFoundError: the folder has no file for a split.
         ValueError: the data module cannot read a folder.
     """
-    if isinstance(data, TableDataModule):
+    if isinstance(data, TableDataModule | MediaDataModule):
         if data.sources.dataset is None:
             return {}  # the recipe names files already
         files = {split: _file(folder, source) for split, source in data.sources.locations.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lightning_pelt.data import TextDataModule
+from lightning_pelt.data import RowsDataModule
 from lightning_pelt.plans.design_space import Design
 from lightning_pelt.plans.design_space.strategies import template
 from lightning_pelt.search.search_state import SearchState
@@ -118,7 +118,7 @@ def _header(settings: Settings, name: str, path: Path) -> str:
     )
 
 
-def _data(data: TextDataModule) -> dict[str, Any]:
+def _data(data: RowsDataModule) -> dict[str, Any]:
     """The data module, without held-out rows; its backbone is linked to the model's."""
     arguments = {k: v for k, v in data.hparams.items() if k not in ("backbone", "holdout")}
     return _named(_path(data), **_given(data, arguments))
