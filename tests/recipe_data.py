@@ -6,8 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import chat
+import colours
 import media
-from small import t5
+from choices import questions
+from masked import circles, mask_bert
+from pairs import translations
+from small import bert, t5
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -55,10 +60,83 @@ def speech_recognition(folder: Path) -> list[str]:
     return [*places, tokens, f"--model.backbone={media.whisper(folder / 'whisper')}"]
 
 
+def multiple_choice(folder: Path) -> list[str]:
+    rows = questions(folder / "questions.jsonl", count=12)
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    columns = ["--data.answer=answer", "--data.max_length=32"]
+    hub = ["--data.dataset=null", "--data.config=null"]
+    return [*places, *columns, *hub, f"--model.backbone={bert(folder / 'bert')}"]
+
+
+def conversations(folder: Path) -> list[str]:
+    rows = [[chat.says("user", f"Hi {n}"), chat.says("assistant", f"Paris {n}")] for n in range(40)]
+    path = chat.saved(folder / "chats.jsonl", rows)
+    places = [f"--data.train={path}", f"--data.test={path}", "--test_after_fit=true"]
+    options = ["--data.chat_template=zephyr", "--model.task.init_args.max_new_tokens=4"]
+    return [*places, *options, f"--model.backbone={chat.llama(folder / 'llama', chat.tokenizer())}"]
+
+
+def masked_lm(folder: Path) -> list[str]:
+    rows = circles(folder / "texts.jsonl")
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    hub = ["--data.dataset=null", "--data.config=null", "--data.max_length=16"]
+    return [*places, *hub, f"--model.backbone={mask_bert(folder / 'bert')}"]
+
+
+def contrastive(folder: Path) -> list[str]:
+    rows = translations(folder / "pairs.jsonl", count=24, negatives=1)
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    hub = ["--data.dataset=null", "--data.config=null", "--data.negatives=[negative0]"]
+    options = ["--data.max_length=16", f"--model.backbone={bert(folder / 'bert')}"]
+    return [*places, *hub, *options]
+
+
+def token_classification(folder: Path) -> list[str]:
+    rows = colours.saved(folder / "words.jsonl", colours.tagged(24, seed=0))
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    hub = ["--data.dataset=null", "--data.config=null"]
+    options = ["--data.max_length=20", "--data.stride=4"]
+    return [*places, *hub, *options, f"--model.backbone={bert(folder / 'bert')}"]
+
+
+def question_answering(folder: Path) -> list[str]:
+    rows = colours.saved(folder / "questions.jsonl", colours.questions(24, seed=0))
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    options = ["--data.max_length=20", "--data.stride=4", "--data.max_question_length=4"]
+    return [*places, "--data.dataset=null", *options, f"--model.backbone={bert(folder / 'bert')}"]
+
+
+def multi_label(folder: Path) -> list[str]:
+    rows = colours.saved(folder / "sets.jsonl", colours.sets(24, seed=0))
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    hub = ["--data.dataset=null", "--data.config=null", "--data.max_length=16"]
+    return [*places, *hub, f"--model.backbone={bert(folder / 'bert')}"]
+
+
+def sentence_similarity(folder: Path) -> list[str]:
+    rows = folder / "scored.jsonl"
+    texts = [
+        {"sentence1": "one two", "sentence2": f"{word} two", "score": i}
+        for i, word in enumerate(["one", "three", "four", "five"] * 4)
+    ]
+    rows.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    places = [f"--data.{split}={rows}" for split in ("train", "dev", "test")]
+    options = ["--data.dataset=null", "--data.max_length=16"]
+    return [*places, *options, f"--model.backbone={bert(folder / 'bert')}"]
+
+
 # Recipes with other data or another backbone: by the name of the file, what writes them into a
 # folder and gives the options, with --model.backbone among them.
 OWN: dict[str, Callable[[Path], list[str]]] = {
     "audio_classification": audio_classification,
+    "chat": conversations,
+    "contrastive": contrastive,
     "image_classification": image_classification,
+    "masked_lm": masked_lm,
+    "multi_label": multi_label,
+    "multiple_choice": multiple_choice,
+    "question_answering": question_answering,
+    "sentence_similarity": sentence_similarity,
     "speech_recognition": speech_recognition,
+    "token_classification": token_classification,
 }

@@ -23,9 +23,9 @@ ORDER = (
     "methods",
     "plans",
     "attach",
+    "reports",
     "exchange",
     "testing",
-    "reports",
     "data",
     "tasks",
     "training",
@@ -41,7 +41,8 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics
 # Extras and what only some runs need, which a function may import when it needs them.
 OPTIONAL = {
     *("filelock", "litserve", "optuna", "psutil", "psycopg", "scipy", "sqlalchemy", "starlette"),
-    *("pydantic", "pytest", "wandb", "torch.nn.attention.flex_attention"),
+    *("bitsandbytes", "torchao"),
+    *("matplotlib", "pydantic", "pytest", "wandb", "torch.nn.attention.flex_attention"),
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

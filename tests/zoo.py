@@ -76,10 +76,17 @@ class Entry:
 
     def build(self, task: bool = True) -> PreTrainedModel:
         """The model in eval mode, with weights from torch's global generator."""
-        auto = (self.head or _HEADS[self.kind]) if task else AutoModel
-        model = auto.from_config(self.config())
+        model = self._auto(task).from_config(self.config())
         _draw(model)
         return model.eval()
+
+    def on_meta(self) -> PreTrainedModel:
+        """The task model on the meta device."""
+        with torch.device("meta"):
+            return self._auto(True).from_config(self.config()).eval()
+
+    def _auto(self, task: bool) -> Any:
+        return (self.head or _HEADS[self.kind]) if task else AutoModel
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
@@ -516,6 +523,11 @@ def build(name: str, *, seed: int = 0, task: bool = True) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ZOO[name].build(task)
+
+
+def without_values(name: str) -> PreTrainedModel:
+    """The model of :func:`build` on the meta device."""
+    return ZOO[name].on_meta()
 
 
 def inputs(

@@ -5,6 +5,8 @@ No other package of the library reads attribute names of Hugging Face models.
 
 from lightning_pelt.anatomy.discovery import examine
 from lightning_pelt.anatomy.dummy_inputs import base_of, tried_inputs, undisturbed
+from lightning_pelt.anatomy.experts import grouped, run_experts
+from lightning_pelt.anatomy.initialising import initialise
 from lightning_pelt.anatomy.sites import (
     OUTPUT,
     Anatomy,
@@ -16,6 +18,7 @@ from lightning_pelt.anatomy.sites import (
     Source,
     Stack,
 )
+from lightning_pelt.anatomy.stand_ins import StandIns, is_without_values
 
 __all__ = [
     "OUTPUT",
@@ -27,8 +30,13 @@ __all__ = [
     "Site",
     "Source",
     "Stack",
+    "StandIns",
     "base_of",
     "examine",
+    "grouped",
+    "initialise",
+    "is_without_values",
+    "run_experts",
     "tried_inputs",
     "undisturbed",
 ]

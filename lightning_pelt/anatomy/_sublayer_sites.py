@@ -12,6 +12,7 @@ from lightning_pelt.anatomy._projections import Attention, Channels, attention_r
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._stacks import Position
 from lightning_pelt.anatomy.calls import Call, widths
+from lightning_pelt.anatomy.experts import experts_of
 from lightning_pelt.anatomy.sites import AttentionHeads, PostNorm, Site, Source
 
 
@@ -63,6 +64,17 @@ class SublayerSites:
         post_norm = find_post_norm(self.recorded, self.path, found.output, source)
         self._add("ffn", found.output, source=source, shape=shape, post_norm=post_norm)
 
+    def add_experts(self) -> None:
+        """Sites of the stacked weights of fused experts in the block, wherever they are in it."""
+        for call in self.recorded.called(self.path):
+            experts = experts_of(call.module)
+            if experts is None or not call.inputs:
+                continue
+            source = self.recorded.source(call)
+            for name, shape in experts.weights.items():
+                role = self._free(f"expert.{name}")
+                self._add(role, call, source=source, shape=shape, experts=experts.number)
+
     def _free(self, role: str) -> str:
         """``role``, or with a number if the block has one of that kind."""
         taken = sum(site.role == role or site.kind == role for site in self.sites)
@@ -79,6 +91,7 @@ class SublayerSites:
         channels: Channels | None = None,
         heads: AttentionHeads | None = None,
         post_norm: PostNorm | None = None,
+        experts: int | None = None,
     ) -> None:
         """Add a site of ``call``, by default with the source and shape of a linear layer."""
         d_in, d_out = shape or widths(call.module)
@@ -96,5 +109,6 @@ class SublayerSites:
             heads=heads,
             post_norm=post_norm,
             repeated=source.path != path and self.recorded.repeats(call.module, self.path),
+            experts=experts,
         )
         self.sites.append(site)

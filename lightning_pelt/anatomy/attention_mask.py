@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 HIDDEN = -100.0  # added to a score, it leaves a weight of exp(-100); padding has -1e4 or less
@@ -70,6 +71,43 @@ def real_tokens(
         raise unreadable(mask, rows, tokens)
     seen = _seen_columns(mask) if mask.dim() == 2 else _seen_keys(mask)
     return _current(seen, tokens, past)
+
+
+def first_of_each(mask: Any, positions: Any, rows: int, tokens: int) -> Tensor | None:
+    """Which tokens begin an example of a packed row, (1 or rows, tokens) booleans.
+
+    That is a token that does not attend to the one before it. Where the positions of the tokens are
+    known, they start again there too: a model may attend within chunks of a text. Without a mask,
+    the positions alone tell it, as they tell flash attention.
+
+    Args:
+        mask: (B, 1 or heads, tokens, tokens) or a flex attention ``BlockMask``; B may be 1.
+        positions: (B, tokens); others are not used.
+        rows: size of the batch.
+        tokens: of each row.
+
+    Returns:
+        None if the mask has another shape, which transformers' masks of packed rows do not have.
+    """
+    restarts = _restarts(positions, rows, tokens)
+    if mask is None:
+        return restarts if rows == 1 else None  # flash attention reads the positions of one row
+    if not isinstance(mask, Tensor):
+        mask = _dense(mask)
+    if mask.dim() != 4 or mask.shape[0] not in (1, rows) or mask.shape[-2:] != (tokens, tokens):
+        return None
+    before = _seen(mask.diagonal(-1, -2, -1)).any(1)  # whether a token sees the one before it
+    starts = F.pad(~before, (1, 0), value=True)
+    return starts if restarts is None else starts & restarts
+
+
+def _restarts(positions: Any, rows: int, tokens: int) -> Tensor | None:
+    """Where numbers of positions do not go on, (1 or rows, tokens); None if there are none."""
+    if not isinstance(positions, Tensor) or positions.dim() != 2 or tokens != positions.shape[1]:
+        return None
+    if positions.shape[0] not in (1, rows):
+        return None
+    return F.pad(positions.diff(dim=-1) != 1, (1, 0), value=True)
 
 
 def unreadable(mask: Any, rows: int, tokens: int) -> ValueError:

@@ -25,7 +25,10 @@ from lightning_pelt.anatomy._stacks import Position, block_positions, find_stack
 from lightning_pelt.anatomy._sublayer_sites import SublayerSites
 from lightning_pelt.anatomy.calls import widths
 from lightning_pelt.anatomy.dummy_inputs import base_of
+from lightning_pelt.anatomy.embeddings import embedding_sites
 from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, MaskArgument, Site, Stack
+from lightning_pelt.anatomy.stand_ins import StandIns
+from lightning_pelt.utils.quantised import count
 
 
 @torch.enable_grad()
@@ -33,7 +36,7 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
     """Find the stacks, blocks and sites of a Hugging Face model by one forward.
 
     Args:
-        model: is left as it was.
+        model: is left as it was. It may be on the meta device: what is found is the same.
         inputs: keyword arguments of ``model``; by default the smallest ones of its base: a few
             words, an image, or a short sound.
 
@@ -46,6 +49,11 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         >>> [site.label for site in anatomy.sites if site.block == 0]  # doctest: +ELLIPSIS
         ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
     """
+    with StandIns(model):
+        return _examine(model, inputs)
+
+
+def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatomy:
     recorded = RecordedModel(model, inputs)
     blocks = find_blocks(recorded, find_attentions(recorded))
     if not blocks.lists:
@@ -72,6 +80,7 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         unread=unread,
         rowless=without_rows(recorded, stacks, sublayers, inputs),
         idle=idle_lists(recorded),
+        embeddings=embedding_sites(model, recorded.first),
         parameters=_backbone_size(model),
     )
 
@@ -95,6 +104,7 @@ def _sublayer_sites(recorded: RecordedModel, blocks: Blocks, stacks: list[Stack]
             for attention in attentions:
                 block.add_attention(attention)
             block.add_feed_forward(attentions)
+            block.add_experts()
             sites += _with_residuals(recorded, path, block.sites)
     # The first block of a pre-norm stack looks post-norm if its embeddings are normalised.
     pre_norm = {(site.stack, site.role) for site in sites if site.post_norm is None}
@@ -151,4 +161,4 @@ def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:
 def _backbone_size(model: PreTrainedModel) -> int:
     """Number of the backbone's parameters; as in an attachment, a vocabulary projection counts."""
     backbone = base_of(model) if model.get_output_embeddings() is None else model
-    return sum(parameter.numel() for parameter in backbone.parameters())
+    return sum(count(parameter) for parameter in backbone.parameters())

@@ -12,7 +12,8 @@ from lightning_pelt.utils.errors import unknown
 
 OUTPUT = "(output)"  # as Source.argument: the module's output
 SUBLAYERS = ("attention", "cross_attention", "ffn")
-NOT_LINEAR = (*SUBLAYERS, "norm", "block", "prompt")
+EMBEDDINGS = ("embedding", "vocabulary", "vocabulary.tied")
+NOT_LINEAR = (*SUBLAYERS, "norm", "block", "prompt", "expert.in", "expert.out", "embedding")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Site:
 
     Args:
         role: in each block ``attention.query|key|value|output``, ``attention``, ``ffn.in|out``,
-            ``ffn`` and ``norm``, ``cross_attention`` and ``cross_attention.*`` for the attention
+            ``ffn`` and ``norm``, ``expert.in|out`` for the stacked weights of fused experts,
+            ``cross_attention`` and ``cross_attention.*`` for the attention
             of a decoder over the encoder, and ``block`` for the block's output, which is the
             residual stream. Second ones of a block have a number: ``attention_2``. Outside the
             blocks ``linear`` and ``norm``.
@@ -151,6 +153,7 @@ class Site:
         residual: only of the last site of a sublayer to whose output the block adds the residual
             stream as it is, without a norm or a factor before the sum.
         repeated: whether the module also runs on other tensors than ``source`` in one forward.
+        experts: number of experts whose stacked weights the site is, each ``d_in`` to ``d_out``.
 
     Example:
         >>> from lightning_pelt.anatomy import examine
@@ -174,6 +177,7 @@ class Site:
     post_norm: PostNorm | None = None
     residual: Residual | None = None
     repeated: bool = False
+    experts: int | None = None
 
     @property
     def kind(self) -> str:
@@ -204,8 +208,18 @@ def _kind(role: str) -> str:
     return re.sub(r"_\d+(?=\.|$)", "", role)
 
 
+def _without_experts(model_type: str, pattern: str) -> str:
+    return (
+        f"{model_type} has no site {pattern!r}: it has no stacked weights of experts in floating "
+        "point that run through transformers' experts interface (use_experts_implementation). An "
+        "Adapter takes the whole mixture, sites=('ffn',), and LoRA the attentions"
+    )
+
+
 @cache  # a search of the design space asks a million times
 def _matches(role: str, pattern: str) -> bool:
+    if role.startswith("expert.") and not pattern.startswith("expert"):
+        return False  # a glob over all layers does not mean all experts
     group = _kind(role)
     last = group.rsplit(".", 1)[-1] if "attention." in group else group
     return pattern in (group, last, role) or fnmatchcase(group, pattern)
@@ -249,6 +263,9 @@ class Anatomy:
         rowless: names of the stacks in which some tensors do not have the rows of the batch first:
             (T, B, d), as in Longformer, or all images of a batch behind each other.
         idle: paths of lists of layers that did not run on the inputs, with ``*`` for numbers.
+        embeddings: the sites ``embedding``, of the modules that look words up, and ``vocabulary``
+            or, where it has the same table, ``vocabulary.tied``, of the projection onto the words.
+            Patterns other than their names do not match them.
         parameters: size of the backbone: tied parameters count once, a new head does not count.
 
     Example:
@@ -269,6 +286,7 @@ class Anatomy:
     unread: frozenset[str] = frozenset()
     rowless: frozenset[str] = frozenset()
     idle: tuple[str, ...] = ()
+    embeddings: tuple[Site, ...] = ()
     parameters: int = 0
 
     @property
@@ -294,10 +312,15 @@ class Anatomy:
             ValueError: a pattern matches no site; the message names the nearest role and all roles.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        words = [site for site in self.embeddings if site.role in patterns]
+        named = {site.role for site in words}
         for pattern in patterns:
-            if not any(site.matches(pattern) for site in self.sites):
+            if pattern not in named and not any(site.matches(pattern) for site in self.sites):
                 roles = dict.fromkeys(s.role for s in self.sites if s.block is not None)
                 short = dict.fromkeys(r.partition("attention.")[2] for r in roles if "." in r)
-                options = [*roles, *filter(None, short)]
+                options = [*roles, *filter(None, short), *(s.role for s in self.embeddings)]
+                if pattern.startswith("expert"):
+                    raise ValueError(_without_experts(self.model_type, pattern))
                 raise unknown(f"site on {self.model_type}", pattern, options)
-        return [site for site in self.sites if any(site.matches(pattern) for pattern in patterns)]
+        found = [site for site in self.sites if any(site.matches(p) for p in patterns)]
+        return [*words, *found]

@@ -11,6 +11,8 @@ from lightning_pelt.attach.attachment import (
 )
 from lightning_pelt.attach.builder import CHILD, MethodCount
 from lightning_pelt.attach.merging import merge
+from lightning_pelt.attach.packing import check_packing
+from lightning_pelt.attach.quantising import quantise
 from lightning_pelt.attach.saving import save_adapters
 from lightning_pelt.attach.several import Adapters
 
@@ -22,11 +24,13 @@ __all__ = [
     "MethodCount",
     "attach",
     "attachment_of",
+    "check_packing",
     "detach",
     "find_attachment",
     "find_attachments",
     "find_model",
     "load_adapters",
     "merge",
+    "quantise",
     "save_adapters",
 ]

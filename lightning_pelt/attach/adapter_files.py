@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_pelt.attach.attach import attach, find_model
 from lightning_pelt.attach.attachment import ATTACHMENT, Attachment
@@ -20,7 +20,14 @@ from lightning_pelt.utils.files import naming_file
 from lightning_pelt.utils.formats import OURS, expect_format
 
 
-def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False) -> Attachment:
+def load_adapters(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    strict: bool = False,
+    path: str | None = None,
+    example_inputs: dict[str, Tensor] | None = None,
+) -> Attachment:
     """Attach what ``save_adapters`` wrote and load its weights.
 
     If the weights of the backbone are not those that the adapters were trained on, or it computes
@@ -31,6 +38,9 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
             module that holds it. It may carry an equal plan already.
         folder: of the two files.
         strict: raise where the backbone would give a warning.
+        path: of the model inside ``model``, if there are several, as in ``attach``.
+        example_inputs: keyword arguments of the model, such as a small batch, for models that need
+            other inputs than a few words, an image or a short sound, as in ``attach``.
 
     Raises:
         FileNotFoundError: there is no ``adapters.safetensors``.
@@ -40,16 +50,17 @@ def load_adapters(model: nn.Module, folder: str | Path, *, strict: bool = False)
             backbone differs; or another plan is attached to the model. The model is then as it
             was.
     """
-    path = expect_format(folder, OURS) / TENSORS
-    config, tensors = read_adapters(path)
+    file = expect_format(folder, OURS) / TENSORS
+    config, tensors = read_adapters(file)
     inner, beside = split(tensors)
-    before = find_model(model).__dict__.get(ATTACHMENT)
-    with naming_file(path):
-        attachment = attach(model, from_config(config["plan"]))
+    before = find_model(model, path).__dict__.get(ATTACHMENT)
+    with naming_file(file):
+        plan = from_config(config["plan"])
+        attachment = attach(model, plan, path=path, example_inputs=example_inputs)
         try:
-            _compare_backbones(path, config["backbone"], describe(attachment), strict=strict)
+            _compare_backbones(file, config["backbone"], describe(attachment), strict=strict)
             try:
-                refuse_damage(path, config, tensors)
+                refuse_damage(file, config, tensors)
             except ValueError:
                 # More precise, if the damage is a tensor that does not belong here.
                 check(attachment.model, dict(inner), "", {})

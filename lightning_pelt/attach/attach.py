@@ -18,8 +18,10 @@ from lightning_pelt.attach.attachment import (
     find_attachment,
     models_in,
 )
+from lightning_pelt.attach.awaiting import Awaited
 from lightning_pelt.attach.base_samples import BaseSamples
 from lightning_pelt.attach.builder import CHILD, Builder, MethodCount
+from lightning_pelt.attach.dequantising import keep_layout
 from lightning_pelt.attach.fingerprint import fingerprint
 from lightning_pelt.attach.freezing import freeze, head_names, named_tensors
 from lightning_pelt.attach.half_precision import keep_in_fp32
@@ -28,6 +30,7 @@ from lightning_pelt.attach.saving import PushToHub, SavePretrained
 from lightning_pelt.attach.state_dict_hooks import SEVERAL
 from lightning_pelt.attach.surroundings import surround
 from lightning_pelt.attach.trial import build_and_try
+from lightning_pelt.attach.without_values import refuse_around
 from lightning_pelt.plans.left_out import log_left_out
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.plans.require import require_plan
@@ -84,6 +87,11 @@ def attach(
     outside the base and not tied to its vocabulary, stay trainable. Attaching an equal plan again
     does nothing.
 
+    A model on the meta device gets submodules with values, the same as a loaded one. Its base is
+    loaded afterwards, ``model.load_state_dict(state, assign=True)``, or first
+    ``model.to_empty(device=...)`` and then ``model.load_state_dict(state)``; the state may come in
+    several parts, with ``strict=False``. See :meth:`Attachment.materialise` for other ways.
+
     Args:
         model: a Hugging Face model, or a module that holds one.
         plan: what goes where.
@@ -99,7 +107,8 @@ def attach(
 
     Raises:
         ValueError: the plan does not fit the model, the model with it fails on the example inputs,
-            or another plan is attached. The model is then as it was.
+            another plan is attached, or a method starts from weights of the base that have no
+            values yet. The model is then as it was.
 
     Example:
         >>> from lightning_pelt import UniPELT, attach, detach
@@ -125,6 +134,7 @@ def attach(
             f"the model has another plan already: {attached.plan}, expected {plan}. Call "
             "`detach(model)` first, or put both into one Plan."
         )
+    refuse_around(outer, model)
     attachment = _attach(model, plan, seed=seed, head=head, example_inputs=example_inputs)
     _match_names_in(outer, attachment)
     surround(outer, attachment)
@@ -140,6 +150,8 @@ def _attach(
     example_inputs: dict[str, Tensor] | None,
 ) -> Attachment:
     """:func:`attach` for a model without a plan."""
+    awaited = Awaited.of(model, seed)
+    keep_layout(model)
     anatomy = examine(model, example_inputs)
     placed = plan.place(anatomy)
     log_left_out(plan, anatomy, placed)
@@ -169,6 +181,7 @@ def _attach(
         frozen=frozen,
         undo=built.undo,
         recorded=fingerprint(model.config, tensors),
+        awaited=awaited,
     )
     _install(attachment)
     return attachment

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy
+from lightning_pelt.attach.awaiting import Awaited, arrive, materialise
+from lightning_pelt.attach.base_samples import BaseSamples
 from lightning_pelt.attach.builder import MethodCount
-from lightning_pelt.attach.fingerprint import follow
+from lightning_pelt.attach.fingerprint import fingerprint, follow
 from lightning_pelt.attach.freezing import Frozen, inside, named_parameters, named_tensors
 from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.attach.state_dict_hooks import SEVERAL
@@ -46,6 +49,7 @@ class Attachment:
         recorded: the fingerprint of the frozen base when the plan was attached.
         surroundings: the pretrained model around this one, which is frozen too; None if there is
             none, or if it was not given to ``attach``.
+        awaited: what has no values yet, where the plan was attached on the meta device.
 
     Example:
         >>> from lightning_pelt import LoRA, Plan, attach
@@ -67,12 +71,58 @@ class Attachment:
     undo: list[Removable]
     recorded: dict[str, Any]
     surroundings: Surroundings | None = None
+    awaited: Awaited = field(default_factory=Awaited)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the frozen base, see :mod:`lightning_pelt.attach.fingerprint`."""
         tensors, size = named_tensors(self.model), self.anatomy.parameters
         return follow(self.recorded, self.model.config, tensors, size)
+
+    def materialise(self, device: torch.device | str | None = None) -> None:
+        """Complete a model to which the plan was attached on the meta device, and move it.
+
+        Loading the last tensor of the base with ``load_state_dict`` completes it: buffers that no
+        file holds are computed, the submodules move to the device of the base, and its fingerprint
+        is taken. This method does so where the base was loaded in another way, and it draws a new
+        head that no file holds, from the seed of ``attach``.
+
+        Args:
+            device: of the whole model; by default everything stays where it was loaded.
+
+        Raises:
+            ValueError: the base has not been loaded; the message names a tensor.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from lightning_pelt import LoRA, Plan, attach
+            >>> config = BertConfig(num_hidden_layers=1)
+            >>> state = BertModel(config).state_dict()
+            >>> with torch.device("meta"):
+            ...     model = BertModel(config)
+            >>> attachment = attach(model, Plan.uniform(LoRA()))
+            >>> model.load_state_dict(state, assign=True)
+            <All keys matched successfully>
+            >>> attachment.materialise("cpu")
+        """
+        materialise(self)
+        if device is not None:
+            module: nn.Module = self.model
+            module.to(device)
+
+    def arrive(self, given: Iterable[str]) -> None:
+        """Note that tensors of the base were loaded, by name."""
+        if self.awaited:
+            arrive(self, given)
+
+    def record(self) -> None:
+        """Record the frozen base as it is now."""
+        tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.base}
+        self.frozen.samples = BaseSamples.of(tensors)
+        self.recorded = fingerprint(self.model.config, tensors)
+        before = self.frozen.values_before
+        self.frozen.values_before = {n: t for n, t in before.items() if not t.is_meta}
+        self.frozen.remember(self.model, before)
 
     @property
     def owned(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.attach.gates import by_source, make_gates
+from lightning_pelt.attach.without_values import device_of, needs_values, refuse_without_values
 from lightning_pelt.methods.base import Method, Part, Place
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule
@@ -97,16 +98,18 @@ class Builder:
             for same in by_source(sites):
                 self._seed(" ".join([method.name, *(f"{s.path}:{s.label}" for s in same)]))
                 views = tuple(gates.of.get((id(method), site)) for site in same)
-                for part in method.build(Place(same, views, shared)):
-                    self._own(part, method)
+                with needs_values(method, self.model):
+                    for part in method.build(Place(same, views, shared)):
+                        self._own(part, method)
             self._count(method, sites)
 
     def _shared(self, method: Method, sites: list[Site], suffix: str) -> dict[str, Submodule]:
         self._seed(f"{method.name}{suffix}")
         shared = {}
-        for part in method.build_shared(self.anatomy, sites):
-            shared[part.key] = part.module
-            self._own(part._replace(key=part.key + suffix), method)
+        with needs_values(method, self.model):
+            for part in method.build_shared(self.anatomy, sites):
+                shared[part.key] = part.module
+                self._own(part._replace(key=part.key + suffix), method)
         return shared
 
     def _seed(self, place: str) -> None:
@@ -128,10 +131,9 @@ class Builder:
         key, count = part.key.replace(".", "_"), 2
         while key in children:
             key, count = f"{part.key.replace('.', '_')}_{count}", count + 1
-        nearest = next(host.parameters(), None)
-        device = self.model.device if nearest is None else nearest.device
-        children[key] = part.module.to(device).train(host.training)
+        children[key] = part.module.to(device_of(host, self.model)).train(host.training)
         self.built.undo += part.module.install(self.model)
+        refuse_without_values(part.module)
 
     def _count(self, method: Method, sites: Sequence[Site]) -> None:
         before = self.built.counts.get(method.name, MethodCount(0, 0, 0))

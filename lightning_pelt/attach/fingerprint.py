@@ -14,6 +14,8 @@ from torch.nn import Parameter
 from transformers import PreTrainedConfig
 
 from lightning_pelt.utils.backbone import public_name
+from lightning_pelt.utils.hub_commit import commit_of
+from lightning_pelt.utils.quantised import kinds_of
 from lightning_pelt.utils.text_config import text_config
 
 TENSORS = 64  # sampled tensors at most
@@ -34,6 +36,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "weights": (dict,),
     "vocabulary": (dict,),
     "token_parameters": (int,),
+    "quantised": (str, type(None)),
 }
 
 # Entries of a configuration that do not change what a trained model computes.
@@ -60,18 +63,19 @@ def fingerprint(config: PreTrainedConfig, base: Mapping[str, Tensor]) -> dict[st
         ``name`` and ``revision`` of what was loaded, or None; ``config``, the entries of the
         configuration that change what the model computes; ``weights``, the dtype and four values of
         at most 64 tensors, by name; ``vocabulary``, for tensors with a row per token, the number of
-        rows and the dtype and values of a few of the first ones; and ``token_parameters``, how many
-        parameters a token has in them.
+        rows and the dtype and values of a few of the first ones; ``token_parameters``, how many
+        parameters a token has in them; and ``quantised``, how tensors are quantised, or None.
     """
     vocabulary = _vocabulary(config, base)
     rows = {id(base[n]): base[n][0].numel() for n in vocabulary if isinstance(base[n], Parameter)}
     return {
         "name": public_name(config.name_or_path) if config.name_or_path else None,
-        "revision": getattr(config, "_commit_hash", None),
+        "revision": commit_of(config),
         "config": _computation(config.to_dict()),
         "weights": _samples(base),
         "vocabulary": vocabulary,
         "token_parameters": sum(rows.values()),
+        "quantised": ", ".join(kinds_of(base.values())) or None,
     }
 
 
@@ -108,7 +112,8 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """How two fingerprints differ. Entries that only one of them has are not compared.
 
     Weights of two dtypes are equal if they agree up to the rounding of the coarser one. Of tensors
-    with a row per token, the rows that both have are compared.
+    with a row per token, the rows that both have are compared. A base that was quantised in
+    training has to be quantised in the same way; adapters of a full one fit every quantised copy.
 
     Raises:
         ValueError: ``saved`` is not a fingerprint.
@@ -126,6 +131,9 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
     ]
+    then, now = saved.get("quantised"), here.get("quantised")
+    if then and then != now:
+        found.append(f"{then} there, {now or 'not quantised'} here (see quantise)")
     known, own = _comparable(saved, here)
     common = sorted(known.keys() & own.keys())
     other = [name for name in common if not _equal(known[name], own[name])]

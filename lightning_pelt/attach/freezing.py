@@ -17,6 +17,7 @@ from lightning_pelt.attach.names import plain
 from lightning_pelt.attach.provenance import new_parameters, resized_embeddings
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.quantised import count, kind_of
 
 
 @dataclass
@@ -95,26 +96,65 @@ def freeze(
         head: paths of modules that are trained as the head; None for the default.
 
     Raises:
-        ValueError: a path of ``head`` does not exist.
+        ValueError: a path of ``head`` does not exist, or weights to train are quantised.
     """
     new, default = new_parameters(model, anatomy), head_names(model, None)
     frozen = Frozen(default | new if head is None else head_names(model, head))
+    _refuse_quantised(model, frozen.head, plan)
     frozen.trained_before = {n: p.requires_grad for n, p in named_parameters(model).items()}
     for name, parameter in named_parameters(model).items():
         in_head = name in frozen.head
         parameter.requires_grad_(plan.train_base or in_head)
         frozen.head_size += parameter.numel() if in_head else 0
-        frozen.backbone_size += 0 if in_head else parameter.numel()
+        frozen.backbone_size += 0 if in_head else count(parameter)
     if plan.train_base:
         return frozen
+    if head is not None:
+        _warn_of_untrained(new - frozen.head, head)
     statistics = moving_statistics(model)
-    rows = _new_rows(model, frozen.head)
+    rows = _new_rows(model, frozen.head, plan)
     frozen.kept = (new - frozen.head) | statistics | head_buffers(model, frozen.head) | rows
     frozen.particular = ((frozen.head | new) - default) | rows
     frozen.remember(model, statistics)
     if plan.norms:
         _train_norms(model, anatomy, frozen)
     return frozen
+
+
+def _refuse_quantised(model: PreTrainedModel, head: frozenset[str], plan: Plan) -> None:
+    """Raise if weights that are to be trained are quantised.
+
+    Raises:
+        ValueError: the message names one of them.
+    """
+    for name, parameter in named_parameters(model).items():
+        kind = kind_of(parameter) if plan.train_base or name in head else None
+        if kind is None:
+            continue
+        path = name.rpartition(".")[0]
+        if name in head:
+            remedy = (
+                f"leave {path!r} out of what is quantised (quantise(model, ...) leaves the head "
+                "out; the configurations of transformers have modules_to_not_convert or "
+                "llm_int8_skip_modules), or out of head=[...]"
+            )
+        else:
+            remedy = (
+                f"{type(plan).__name__} trains the whole base: load it in full precision, or take "
+                "a plan that freezes it"
+            )
+        raise ValueError(f"{name} is quantised, {kind}, and cannot be trained: {remedy}")
+
+
+def _warn_of_untrained(left: frozenset[str], head: Sequence[str]) -> None:
+    """Warn of parameters that came from no file, and that no head trains."""
+    for name in sorted(left)[:1]:
+        path = name.rpartition(".")[0]
+        warnings.warn(
+            f"{name} came from no pretrained file, and head={list(head)} leaves it out: it is "
+            f"saved, and it is not trained. Name it too, head=[..., {path!r}]",
+            stacklevel=4,
+        )
 
 
 def head_names(model: PreTrainedModel, paths: Sequence[str] | None) -> frozenset[str]:
@@ -179,14 +219,27 @@ def head_buffers(model: nn.Module, head: frozenset[str]) -> frozenset[str]:
     )
 
 
-def _new_rows(model: PreTrainedModel, head: frozenset[str]) -> frozenset[str]:
-    """Names of frozen embeddings that hold rows of new tokens, with a warning."""
+def _new_rows(model: PreTrainedModel, head: frozenset[str], plan: Plan) -> frozenset[str]:
+    """Names of frozen embeddings that hold rows of new tokens, with a warning.
+
+    Tables of which a method replaces these rows need not be saved; the bias of a vocabulary
+    projection, which no method replaces, is.
+    """
     resized = {n: count for n, count in resized_embeddings(model).items() if n not in head}
-    for name, count in list(resized.items())[:1]:
+    tensors = named_tensors(model)
+    ours = {name for name, count in resized.items() if _replaces(plan, len(tensors[name]), count)}
+    for name in [name for name in resized if name not in ours][:1]:
         path = name.rpartition(".")[0]
         warnings.warn(
-            f"{name} has {count} rows of new tokens, which came from no file. It is saved with the "
-            f"adapters, and it stays frozen: name it in head=[..., {path!r}] to train it",
+            f"{name} has {resized[name]} rows of new tokens, which came from no file. It is saved "
+            f"with the adapters, and it stays frozen: train its new rows with "
+            f"NewTokens({resized[name]}), or name it in head=[..., {path!r}] to train all of it",
             stacklevel=4,
         )
-    return frozenset(resized)
+    return frozenset(n for n in resized if n not in ours or tensors[n].dim() == 1)
+
+
+def _replaces(plan: Plan, count: int, new: int) -> bool:
+    """Whether a method replaces the ``new`` rows at the end of a table of ``count`` rows."""
+    replaced = {row for method in plan.methods for row in method.replaced_rows(count)}
+    return replaced.issuperset(range(count - new, count))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from lightning_pelt.anatomy import Anatomy, Site, Source
+from lightning_pelt.anatomy.sites import EMBEDDINGS
 from lightning_pelt.methods.base import Method, Part
 from lightning_pelt.methods.gate import Gate, GateLayer, GateView, Padding, Pool
 from lightning_pelt.plans.plan import Placed
@@ -104,7 +105,7 @@ class _Maker:
         return Reading(site.source, gate, self._pool(gated.gate, site), own)
 
     def _pool(self, gate: Gate, site: Site) -> Pool:
-        if site.role in ("norm", "linear"):  # may run before the block's mask is known
+        if site.role in ("norm", "linear", *EMBEDDINGS):  # may run before the block's mask is known
             return "token"
         anatomy = self.anatomy
         if gate.pool in ("masked", "all") and site.stack in anatomy.rowless:
@@ -153,7 +154,8 @@ class _Maker:
                     "Gate(pool='token'), or Gate(pool='all') to count padding too"
                 )
             return None
-        return self.padding.setdefault(where, Padding(self.anatomy.masks[where]))
+        packs = self.anatomy.stack(site.stack).causal and not over_encoder
+        return self.padding.setdefault(where, Padding(self.anatomy.masks[where], packs=packs))
 
 
 def by_source(sites: Sequence[Site]) -> list[tuple[Site, ...]]:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lightning_pelt.anatomy.embeddings import embedding_scale
 from lightning_pelt.attach.layer_changes import Change, widened
 from lightning_pelt.methods._ops import first_tensor
 
 PROBES = 4  # random inputs of a trial merge
 ROUNDINGS = 32  # how often the outputs of a trial may be rounded
 COARSEST = 2.0**-8  # relative rounding of products in fp32 where faster ones are allowed
+TRANSPOSED = (Conv1D, nn.Embedding)  # their weights are (d_in, d_out)
 REMEDY = (
     "Load the base in full precision and unsharded (a quantised one by its dequantize()), then "
     "load_adapters and merge; or serve the model with its adapters"
@@ -63,7 +66,7 @@ class MergedLayer:
         weight, bias = self._parameter("weight"), self._parameter("bias")
         if weight is None or not self.changes_weight:
             return Weights(None, None if bias is None else widened(bias))
-        weight = widened(weight.T if isinstance(self.host, Conv1D) else weight)
+        weight = widened(weight.T if isinstance(self.host, TRANSPOSED) else weight)
         return Weights(weight, None if bias is None else widened(bias))
 
     def _merged(self, changes: Sequence[Change]) -> Weights:
@@ -84,7 +87,7 @@ class MergedLayer:
     def _write(self, new: Weights) -> None:
         weight, bias = self._parameter("weight"), self._parameter("bias")
         if self.changes_weight and weight is not None and new.weight is not None:
-            (weight.T if isinstance(self.host, Conv1D) else weight).copy_(new.weight)
+            (weight.T if isinstance(self.host, TRANSPOSED) else weight).copy_(new.weight)
         if self.changes_bias and bias is not None and new.bias is not None:
             bias.copy_(new.bias)
 
@@ -151,6 +154,9 @@ class MergedLayer:
 
     def _probes(self, own: Tensor) -> Tensor:
         """Random inputs (PROBES, d_in, ...), the same every time."""
+        if isinstance(self.host, nn.Embedding):
+            ids = torch.linspace(0, self.d_in - 1, PROBES).long()
+            return F.one_hot(ids, self.d_in).to(own.device, own.dtype)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(PROBES, self.d_in, generator=generator).to(own.device, own.dtype)
         while x.dim() < 4:  # batch norms of images read (B, d, H, W)
@@ -165,5 +171,10 @@ class MergedLayer:
         return x
 
     def _run(self, x: Tensor) -> Tensor:
-        """The layer without its hooks, so without the submodules, on (PROBES, d_in, ...)."""
+        """The layer without its hooks, so without the submodules, on (PROBES, d_in, ...).
+
+        An embedding reads the words of which ``x`` has ones.
+        """
+        if isinstance(self.host, nn.Embedding):
+            return widened(self.host.forward(x.argmax(1))) / embedding_scale(self.host)
         return widened(first_tensor(self.host.forward(x)))

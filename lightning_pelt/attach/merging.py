@@ -61,6 +61,8 @@ def merge(model: nn.Module) -> PreTrainedModel:
     with torch.no_grad():
         layers = _Layers(attachment)
         quantised = [layers.is_quantised(layer) for layer in layers.tried()]
+        for module in attachment.all_submodules:
+            module.write()
         if any(quantised):
             layers.dequantise()
         for layer in layers.changed():

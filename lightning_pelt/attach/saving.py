@@ -6,10 +6,10 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,6 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from lightning_pelt.attach.attachment import Attachment, attachment_of
 from lightning_pelt.attach.beside import one_attachment, trained_beside
 from lightning_pelt.attach.names import TRAINED, plain
+from lightning_pelt.attach.uploads import upload
 from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.adapter_format import TENSORS, write_adapters
 from lightning_pelt.utils.files import write_aside
@@ -104,7 +105,7 @@ class SavePretrained:
         file = folder / TENSORS
         write_aside(folder / SAFE_WEIGHTS_NAME, lambda aside: shutil.copyfile(file, aside))
         if push_to_hub:
-            PushToHub.send(self.model, folder, {"repo_id": folder.resolve().name, **options})
+            upload(self.model, folder, {"repo_id": folder.resolve().name, **options})
 
 
 class PushToHub:
@@ -112,9 +113,6 @@ class PushToHub:
 
     Without it, transformers would upload the adapters under the name of a whole model.
     """
-
-    # Uploads a folder: exchange.hub, which comes after this file, sets it.
-    upload: ClassVar[Callable[[nn.Module, Path, Mapping[str, Any]], str] | None] = None
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -130,18 +128,7 @@ class PushToHub:
         """
         with TemporaryDirectory() as folder:
             save_adapters(self.model, folder)
-            return self.send(self.model, Path(folder), {**options, "repo_id": repo_id})
-
-    @classmethod
-    def send(cls, model: nn.Module, folder: Path, options: Mapping[str, Any]) -> str:
-        """Upload a folder that ``save_adapters`` has written.
-
-        Raises:
-            ValueError: the part of this package that uploads was not imported.
-        """
-        if cls.upload is None:
-            raise ValueError("uploads need `import lightning_pelt.exchange.hub`")
-        return cls.upload(model, folder, options)
+            return upload(self.model, Path(folder), {**options, "repo_id": repo_id})
 
 
 def _write(folder: Path, model: nn.Module, tensors: dict[str, Tensor], plan: Plan) -> None:

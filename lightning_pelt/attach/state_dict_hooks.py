@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lightning_pelt.attach.awaiting import Awaited
 from lightning_pelt.attach.fingerprint import differences
 from lightning_pelt.attach.names import TRAINED, below, match_names, plain
 from lightning_pelt.attach.tensor_checks import refuse_unfit
@@ -20,6 +22,12 @@ class Owner(Protocol):
     plan: Plan
     base: frozenset[str]
     fingerprint: dict[str, Any]
+    awaited: Awaited
+
+    def arrive(self, given: Iterable[str]) -> None: ...
+
+    @property
+    def head(self) -> frozenset[str]: ...
 
     @property
     def owned(self) -> frozenset[str]: ...
@@ -33,6 +41,7 @@ class Owner(Protocol):
 # The entry for the fingerprint of the base in the metadata that torch keeps beside a state dict.
 BACKBONE = "pelt_backbone"
 ADAPTER = "pelt_adapter"  # the entry for the name of the adapter, where there are several
+LOADING = "pelt_loading"  # the attribute of a model between the hooks before and after loading
 SEVERAL = "pelt_adapters"  # the attribute of a model that refers to its named adapters
 
 
@@ -68,11 +77,14 @@ def refuse_foreign(
 ) -> None:
     """Load hook: raise unless ``state`` holds every owned tensor and no other.
 
+    Or, where the plan was attached on the meta device, tensors that the base awaits.
+
     Raises:
         RuntimeError: see :func:`check`.
     """
     replaced = check(module, state, prefix, metadata)
-    module.__dict__["pelt_loading_prefix"] = prefix
+    given = [plain(rest) for _, rest in below(state, prefix)]
+    module.__dict__[LOADING] = prefix, given, _attachment(module).awaited.are_in(given)
     if (several := module.__dict__.get(SEVERAL)) is not None:
         several.tell_other_name(metadata.get(ADAPTER))
     if replaced:
@@ -99,7 +111,18 @@ def check(
     given = {plain(rest) for name, rest in below(state, prefix) if not name.endswith(TRAINED)}
     trained = {plain(name.removeprefix(prefix).removesuffix(TRAINED)) for name in marked}
     missing = attachment.owned - given - trained
-    base = given & attachment.base
+    awaited = attachment.awaited
+    base = (given & attachment.base) - awaited.names
+    if awaited.are_in(given):
+        _refuse_unfit(module, state, prefix)
+        return frozenset()
+    if awaited.names - attachment.head:
+        raise RuntimeError(
+            "the plan was attached on the meta device, and its base has no values yet: load the "
+            "base before the adapters, model.load_state_dict(state, assign=True). Loaders that ask "
+            "state_dict() for the names (accelerate, torch.distributed.checkpoint) find the base "
+            "before the plan is attached only"
+        )
     foreign = (given | trained) - attachment.owned - attachment.base
     if missing or foreign or base:
         raise RuntimeError(
@@ -124,6 +147,9 @@ def _refuse_unfit(module: nn.Module, state: dict, prefix: str) -> None:
         *module.named_buffers(remove_duplicate=False),
     ]
     given = {plain(rest): state[name] for name, rest in below(state, prefix)}
+    for name in given.keys() & _attachment(module).awaited.names:
+        if isinstance(given[name], Tensor):  # of a large base: its shapes alone
+            given[name] = torch.empty_like(given[name], device="meta")
     try:
         refuse_unfit(given, {plain(name): tensor for name, tensor in tensors})
     except RuntimeError as error:
@@ -151,14 +177,18 @@ def _summary(verb: str, names: Iterable[str]) -> str:
 
 
 def forgive_base(module: nn.Module, incompatible: Any) -> None:
-    """After loading: the tensors of the base are not missing, since the backbone holds them."""
-    prefix = module.__dict__.pop("pelt_loading_prefix", "")
-    base = _attachment(module).base
-    incompatible.missing_keys[:] = [
-        name
-        for name in incompatible.missing_keys
-        if not (name.startswith(prefix) and plain(name.removeprefix(prefix)) in base)
-    ]
+    """After loading: the tensors of the base are not missing, since the backbone holds them.
+
+    In a file of the base they are, where it awaits them, and nothing else is.
+    """
+    prefix, given, of_base = module.__dict__.pop(LOADING, ("", (), False))
+    attachment, missing = _attachment(module), incompatible.missing_keys
+    attachment.arrive(given)
+    awaited = attachment.awaited.names
+    for name, rest in below(dict.fromkeys(missing), prefix):
+        own = plain(rest)
+        if own not in awaited if of_base else own in attachment.base:
+            missing.remove(name)
 
 
 def refuse_other_plan(saved: dict[str, Any] | None, plan: Plan) -> None:

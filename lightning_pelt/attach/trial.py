@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_pelt.anatomy import tried_inputs, undisturbed
+from lightning_pelt.anatomy import StandIns, tried_inputs, undisturbed
 from lightning_pelt.anatomy.dummy_inputs import rows_of
 from lightning_pelt.attach.builder import CHILD, Built
 
@@ -20,6 +20,8 @@ def build_and_try(
     model: PreTrainedModel, build: Callable[[], Built], inputs: dict[str, Tensor] | None
 ) -> Built:
     """Build a plan, and run the model on it once, in eval mode and without gradients.
+
+    A model on the meta device runs on stand-ins of its weights.
 
     Args:
         model: the model that ``build`` changes. Its modes, its gradients and the global random
@@ -31,23 +33,25 @@ def build_and_try(
         ValueError: the model runs on the inputs without the plan only. The message names the
             site; the model is then as it was.
     """
-    for runner, given in tried_inputs(model, inputs):
-        built = build()
-        try:
-            error = _error(runner, given, built)
-            where = "" if error is None else _site(model, error)
-        except BaseException:
+    with StandIns(model) as stand_ins:
+        for runner, given in tried_inputs(model, inputs):
+            with stand_ins.suspended():  # methods may read the weights
+                built = build()
+            try:
+                error = _error(runner, given, built)
+                where = "" if error is None else _site(model, error)
+            except BaseException:
+                _undo(built)
+                raise
+            if error is None:
+                return built
             _undo(built)
-            raise
-        if error is None:
-            return built
-        _undo(built)
-        if _error(runner, given, Built()) is None:
-            raise ValueError(
-                f"the plan cannot be attached to {where} of {type(model).__name__}: a forward "
-                f"fails there with {type(error).__name__}: {error}. Leave the site out with "
-                "sites=..., or leave out the method"
-            ) from error
+            if _error(runner, given, Built()) is None:
+                raise ValueError(
+                    f"the plan cannot be attached to {where} of {type(model).__name__}: a forward "
+                    f"fails there with {type(error).__name__}: {error}. Leave the site out with "
+                    "sites=..., or leave out the method"
+                ) from error
     return build()  # the model does not run on these inputs either, so they tell nothing
 
 

@@ -11,6 +11,7 @@ from lightning_pelt.callbacks.gate_schedule import GateSchedule
 from lightning_pelt.callbacks.mask_temperature import MaskTemperature
 from lightning_pelt.callbacks.parameter_count import ParameterCount
 from lightning_pelt.callbacks.pelt import PELTCallback
+from lightning_pelt.callbacks.sample_table import SampleTable
 from lightning_pelt.callbacks.write_predictions import WritePredictions
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MaskTemperature",
     "PELTCallback",
     "ParameterCount",
+    "SampleTable",
     "WritePredictions",
     "instantiate_with_plan",
     "instantiate_with_plan_by_cli",

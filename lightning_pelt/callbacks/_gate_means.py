@@ -6,10 +6,12 @@ Gates are averaged on the device. The host waits for the device once, when the m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from lightning_pelt.callbacks._packed_examples import PackedExamples, examples_in
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -34,6 +36,19 @@ def per_example(value: Tensor) -> Tensor:
     return value.float().flatten(1).mean(1) if value.dim() > 1 else value.float().view(-1)
 
 
+def weighted(value: Tensor, packed: PackedExamples | None) -> tuple[Tensor, Tensor]:
+    """The gate of each example, and the weight of the example, both (n,).
+
+    Args:
+        value: of a gate, see :attr:`~lightning_pelt.methods.gate.GateView.value`.
+        packed: the examples of the batch, if its rows are packed.
+    """
+    if packed is not None and value.shape == packed.numbers.shape:
+        return packed.means(value.float()), packed.weights
+    examples = per_example(value)
+    return examples, torch.ones_like(examples)
+
+
 class GateMeans:
     """The mean of every gate over many batches, in which each example has the same weight.
 
@@ -45,9 +60,14 @@ class GateMeans:
         self._gates = dict(gates)
         self._sums = torch.zeros(len(self._gates), 2, device=device)  # sum of gates, examples
 
-    def update(self) -> None:
-        """Add the gates of the last forward. A gate that was not evaluated adds nothing."""
-        rows = [_sum_and_count(gate.value, self._sums) for gate in self._gates.values()]
+    def update(self, batch: Any = None) -> None:
+        """Add the gates of the last forward. A gate that was not evaluated adds nothing.
+
+        Args:
+            batch: of that forward. Each example counts once, also where a row has several.
+        """
+        packed = examples_in(batch)
+        rows = [_sum_and_count(gate.value, self._sums, packed) for gate in self._gates.values()]
         if rows:
             self._sums = self._sums + torch.stack(rows)
 
@@ -58,8 +78,8 @@ class GateMeans:
         return {name: value / count for name, (value, count) in rows if count}
 
 
-def _sum_and_count(value: Tensor | None, like: Tensor) -> Tensor:
+def _sum_and_count(value: Tensor | None, like: Tensor, packed: PackedExamples | None) -> Tensor:
     if value is None:
         return like.new_zeros(2)
-    examples = per_example(value.detach()).to(like.device)
-    return torch.stack((examples.sum(), like.new_full((), len(examples))))
+    examples, weights = weighted(value.detach(), packed)
+    return torch.stack(((examples * weights).sum(), weights.sum())).to(like.device)

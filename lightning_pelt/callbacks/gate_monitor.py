@@ -8,15 +8,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tabulate import tabulate
+from torch import Tensor
 
 from lightning_pelt.callbacks._attached import attached_to
 from lightning_pelt.callbacks._gate_means import (
     GateMeans,
     log_scalars,
     logging_step,
-    per_example,
+    weighted,
 )
 from lightning_pelt.callbacks._heat_map import show
+from lightning_pelt.callbacks._packed_examples import examples_in
 from lightning_pelt.reports import figures as plots
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class GateMonitor(Callback):
     - ``gate/mean/<method>``: the mean over the method's gates,
     - ``gate/spread/<method>``: the standard deviation over the examples of the batch, averaged over
       the method's gates.
+
+    Each example of packed rows counts once.
 
     With several attached models in the module, ``<block>`` starts with the path of the model, as in
     ``gate/encoder.07/lora.query``, and the numbers of a method cover all models.
@@ -78,7 +82,14 @@ class GateMonitor(Callback):
                 "method gate=Gate(), or use a gated plan such as UniPELT()."
             )
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+    ) -> None:
         step = logging_step(trainer)
         if step % self.every_n_steps or step == self._last_step:
             return  # the same step again: a later batch of an accumulated gradient
@@ -86,7 +97,7 @@ class GateMonitor(Callback):
         seen = {name: gate for name, gate in self._gates.items() if gate.value is not None}
         if not seen:
             return
-        means, scalars = summarise(seen)
+        means, scalars = summarise(seen, batch)
         if self._means is None:
             self.latest = means
         log_scalars(trainer, scalars)
@@ -97,9 +108,11 @@ class GateMonitor(Callback):
             gates = attached_to(pl_module, self).gates
             self._means = GateMeans(gates, pl_module.device) if gates else None
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
         if self._means is not None:
-            self._means.update()
+            self._means.update(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._means is None:
@@ -125,17 +138,20 @@ class GateMonitor(Callback):
         self._last_step = state_dict["last_step"]
 
 
-def summarise(gates: Mapping[str, GateView]) -> tuple[dict[str, float], dict[str, float]]:
+def summarise(
+    gates: Mapping[str, GateView], batch: Any = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """The means by gate, and all scalars by the names they are logged under.
 
     Synchronizes with the device once.
+
+    Args:
+        gates: by name; all have been evaluated.
+        batch: on which they were. Each example counts once, also where a row has several.
     """
+    packed = examples_in(batch)
     values = [gate.value for gate in gates.values()]
-    pairs = [
-        torch.stack(torch.std_mean(per_example(value), correction=0))
-        for value in values
-        if value is not None
-    ]
+    pairs = [_std_and_mean(*weighted(v, packed)) for v in values if v is not None]
     numbers = torch.stack([pair.to(pairs[0].device) for pair in pairs]).tolist()
     means = {name: mean for name, (_, mean) in zip(gates, numbers, strict=True)}
     scalars = {f"gate/{name}": mean for name, mean in means.items()}
@@ -145,6 +161,13 @@ def summarise(gates: Mapping[str, GateView]) -> tuple[dict[str, float], dict[str
         scalars[f"gate/mean/{method}"] = sum(mean for _, mean in own) / len(own)
         scalars[f"gate/spread/{method}"] = sum(spread for spread, _ in own) / len(own)
     return means, scalars
+
+
+def _std_and_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """(2,), of values (n,) with weights (n,)."""
+    total = weights.sum().clamp(min=1)
+    mean = (values * weights).sum() / total
+    return torch.stack((((values - mean).square() * weights).sum().div(total).sqrt(), mean))
 
 
 def gate_table(gates: Mapping[str, float]) -> str:

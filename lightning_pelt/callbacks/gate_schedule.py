@@ -179,9 +179,11 @@ class GateSchedule(Callback):
         if validation_is_scheduled(trainer) and _batches(trainer) != self._counted:
             self._means = GateMeans(self._attached.gates, pl_module.device)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
         if self._means is not None:
-            self._means.update()
+            self._means.update(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # ModelCheckpoint saves later, at the end of the validation.

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from lightning_pelt.attach.names import plain
 from lightning_pelt.callbacks._attached import attached_to
+from lightning_pelt.reports.base_bytes import bytes_of_base
 from lightning_pelt.utils.text import readable_bytes
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ class ParameterCount(Callback):
     The table shows, for each method, the *trained* parameters, the *deployed* ones (of a prefix
     with an MLP only the prefix remains), those of its *gates*, and deployed weights and gates as a
     *share* of the backbone in percent. Below it are the head, the backbone, and the bytes of the
-    tensors in a checkpoint.
+    tensors in a checkpoint. Of a quantised backbone, the line shows the bytes of its tensors before
+    and after, and how it is quantised.
 
     Every logger gets the numbers once, as hyperparameters: ``parameters/<method>/trained``,
     ``.../deployed``, ``.../gates`` and ``.../share``; the sums over the methods as
-    ``parameters/total/...``; ``parameters/head``, ``parameters/backbone``, ``parameters/bytes``;
-    and ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone. With
+    ``parameters/total/...``; ``parameters/head``, ``parameters/backbone``; the bytes of the frozen
+    backbone, ``parameters/backbone_bytes``, and of a checkpoint, ``parameters/bytes``; and
+    ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone. With
     several attached models, each has its table, and ``parameters/<path>/...`` are its numbers.
 
     Parameters are counted when the plan is attached, so sharding does not change the numbers.
@@ -83,6 +86,7 @@ def count(attachment: Attachment) -> dict[str, float]:
     )
     numbers["parameters/head"] = attachment.head_size
     numbers["parameters/backbone"] = backbone
+    numbers["parameters/backbone_bytes"] = bytes_of_base(attachment).stored
     numbers["parameters/bytes"] = owned_bytes(attachment)
     return numbers
 
@@ -107,8 +111,10 @@ def parameter_table(attachment: Attachment, numbers: dict[str, float]) -> str:
         share = numbers[f"parameters/{name}/share"]
         rows.append([name, *(f"{n:,.0f}" for n in counted), f"{share:.2f}%"])
     table = tabulate(rows, header, disable_numparse=True, colalign=("left", *["right"] * 4))
+    base = bytes_of_base(attachment)
     return (
         f"{table}\n\nhead {attachment.head_size:,}, backbone {attachment.backbone_size:,} "
-        f"({'trained' if attachment.plan.train_base else 'frozen'}); "
+        f"({'trained' if attachment.plan.train_base else 'frozen'}"
+        f"{f', {base}' if base.kinds else ''}); "
         f"the tensors in a checkpoint take {readable_bytes(numbers['parameters/bytes'])}"
     )

@@ -22,7 +22,9 @@ from lightning_pelt.training.checkpoint_io import write_whole_files
 from lightning_pelt.training.copies import copy_again
 from lightning_pelt.training.learning_check import LearningCheck
 from lightning_pelt.training.lengths import LengthGuard
+from lightning_pelt.training.packed_batches import PackedGuard
 from lightning_pelt.training.param_groups import make_portable
+from lightning_pelt.training.quantised_base import keep_from_broadcasts
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
 from lightning_pelt.training.tuners import refuse_finder_on_resume
@@ -82,7 +84,7 @@ class PELTCallback(Callback):
         self.plan, self.path, self.head = require_plan(plan), path, head
         self.base_dropout, self.seed, self.example_inputs = base_dropout, seed, example_inputs
         self.step_seed, self.resume, self.learning = StepSeed(), Resume(), LearningCheck()
-        self.lengths = LengthGuard()
+        self.lengths, self.packed = LengthGuard(), PackedGuard()
         trust_instantiators()
         attach_before_loading(attach_in_main_process)
 
@@ -99,12 +101,14 @@ class PELTCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.lengths.stop()
+        self.packed.stop()
         _Run.end(pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.lengths.stop()
+        self.packed.stop()
         _Run.end(pl_module)
 
     def attach_to(self, module: LightningModule) -> bool:
@@ -121,6 +125,7 @@ class PELTCallback(Callback):
             seed=self.seed,
             example_inputs=self.example_inputs,
         )
+        keep_from_broadcasts(module)
         return fresh
 
     def _leads(self, trainer: Trainer) -> bool:
@@ -131,6 +136,7 @@ class PELTCallback(Callback):
         attachment = attachment_of(find_model(pl_module, self.path))
         attachment.train(base_dropout=self.base_dropout)
         self.lengths.start(trainer, attachment)
+        self.packed.start(attachment)
         if self._leads(trainer):
             tell_left_alone(pl_module)
             self.resume.on_fit_start(trainer)

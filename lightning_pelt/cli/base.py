@@ -21,6 +21,7 @@ from lightning_pelt.cli.checkpoint_files import (
     find_checkpoint,
     read_checkpoint,
 )
+from lightning_pelt.cli.data_preview import HELP, print_data
 from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.training.module import PELTModule
@@ -75,6 +76,7 @@ class PELTCLI(LightningCLI):
         parser.add_argument(
             "--test_after_fit", type=bool, default=False, help="Test the best checkpoint after fit."
         )
+        parser.add_argument("--print_data", type=int | None, default=None, help=HELP)
         parser.add_lightning_class_args(WritePredictions, "predictions")
         parser.link_arguments("model.backbone", "data.init_args.backbone")
         parser.link_arguments(
@@ -124,6 +126,13 @@ class PELTCLI(LightningCLI):
         given = parse(self._args, defaults=False)[command].get("model")
         return given.as_dict() if given else {}
 
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, or only the data, print its rows, and exit."""
+        if (count := self._get(self.config, "print_data")) is not None:
+            print_data(build_data(self._get(self.config, "data")), count, str(self.subcommand))
+            self.parser.exit()
+        super().instantiate_classes()
+
     def labels(self, data: RowsDataModule) -> list[str] | None:
         """The label names by id: those of the checkpoint, if there is one, else those of the data.
 
@@ -166,6 +175,14 @@ def build_model(options: Namespace, labels: list[str] | None) -> PELTModule:
     options = options.clone()
     options.labels = labels
     return instantiate(PELTModule, "model", options)
+
+
+def build_data(options: Namespace) -> RowsDataModule:
+    """The data module of a recipe, without its model."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(RowsDataModule, "data", subclass_mode=True)
+    data: RowsDataModule = parser.instantiate_classes(Namespace(data=options)).data
+    return data
 
 
 def instantiate(cls: type, name: str, options: Namespace) -> Any:

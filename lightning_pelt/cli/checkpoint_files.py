@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_pelt.utils.adapter_format import CONFIG, TENSORS
 
+CKPT_PATH = "--ckpt_path"  # the option of fit, validate, test and predict
 KEYWORDS = ("last", "best", "hpc")
 HPC = re.compile(r"hpc_ckpt_\d+\.ckpt")  # what Lightning writes before SLURM ends a run
 SHARDED = "meta.pt"  # in a checkpoint that is a folder: everything but the tensors
@@ -24,18 +25,19 @@ WEIGHTS_ONLY = (
 )
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, *, option: str = CKPT_PATH) -> dict[str, Any]:
     """Read a checkpoint of ``lightning-pelt fit``, without pickled objects.
 
     Args:
         path: of a file or of a folder of shards, or a URL.
+        option: of the command line that names it, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not such a checkpoint, or it is damaged.
     """
     if "://" not in path:
-        path = str(_checkpoint_file(Path(path)))
+        path = str(_checkpoint_file(Path(path), option))
     try:
         with get_filesystem(path).open(path, "rb") as file:
             mapped = "://" not in path and zipfile.is_zipfile(path)
@@ -55,20 +57,21 @@ def can_resume(checkpoint: Mapping[str, Any]) -> bool:
     return "optimizer_states" in checkpoint or "state_dict" not in checkpoint
 
 
-def _checkpoint_file(path: Path) -> Path:
+def _checkpoint_file(path: Path, option: str) -> Path:
     if path.is_dir():
         if (path / SHARDED).is_file():
             return path / SHARDED
         if (path / TENSORS).exists() or (path / CONFIG).exists():
             raise ValueError(
-                f"{path} is a folder of adapters, not a checkpoint: --ckpt_path takes the .ckpt "
+                f"{path} is a folder of adapters, not a checkpoint: {option} takes the .ckpt "
                 "file of a run; load_adapters(model, folder) loads adapters in Python"
             )
-        raise ValueError(f"{path} is a folder, and --ckpt_path takes a .ckpt file{_near(path)}")
+        raise ValueError(f"{path} is a folder, and {option} takes a .ckpt file{_near(path)}")
     if not path.exists():
+        keywords = f", or one of {', '.join(KEYWORDS)}" if option == CKPT_PATH else ""
         raise FileNotFoundError(
-            f"there is no checkpoint {path}: --ckpt_path takes a file, or one of "
-            f"{', '.join(KEYWORDS)}{_near(path.parent, path.name)}"
+            f"there is no checkpoint {path}: {option} takes a file{keywords}"
+            f"{_near(path.parent, path.name)}"
         )
     return path
 

@@ -68,7 +68,7 @@ def _open(path: Path, backbone: str | None) -> nn.Module:
             f"there is no {path}: --checkpoint takes the .ckpt file of a run, or a folder of "
             "save_adapters"
         )
-    read_checkpoint(str(path))  # whose errors are those of other commands
+    read_checkpoint(str(path), option="--checkpoint")  # whose errors are those of other commands
     options: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
     module = PELTModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, **options)
     assert module.model is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from reprlib import repr as shortened
@@ -40,10 +40,28 @@ class Kind(Protocol):
 
 
 class Column(NamedTuple):
-    """A column of a file, and how to convert its values."""
+    """A column of a file, and how to convert its values.
+
+    Attributes:
+        name: of the column.
+        kind: converts a value; with ``more`` columns, a tuple of the values of all of them.
+        more: names of further columns that the converted value depends on.
+    """
 
     name: str
     kind: Kind
+    more: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all its columns."""
+        return (self.name, *self.more)
+
+    def cells(self, rows: Mapping[str, Sequence[Any]]) -> Iterable[Any]:
+        """What is converted, of each row."""
+        return (
+            zip(*(rows[name] for name in self.names), strict=True) if self.more else rows[self.name]
+        )
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class Table(NamedTuple):
         return f"{source}, row {index + 1}"
 
     def _decoded(self, cell: Any) -> Any:
+        if isinstance(cell, tuple):  # of several columns
+            return tuple(map(self._decoded, cell))
         return json.loads(cell) if self.encoded and cell is not None else cell
 
 
@@ -185,7 +187,8 @@ def convert_columns(table: Table, columns: Mapping[str, Column], *, desc: str) -
             file, the row (from 1) and the column.
     """
     for column in columns.values():
-        check_column(table, column.name)
+        for name in column.names:
+            check_column(table, name)
         if isinstance(column.kind, Text):
             _check_texts(table, column)
     raw = table.rows
@@ -193,8 +196,8 @@ def convert_columns(table: Table, columns: Mapping[str, Column], *, desc: str) -
     def convert(rows: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         return {
             name: [
-                table.converted(index, cell, column.name, column.kind)
-                for index, cell in zip(indices, rows[column.name], strict=True)
+                table.converted(index, cell, ", ".join(column.names), column.kind)
+                for index, cell in zip(indices, column.cells(rows), strict=True)
             ]
             for name, column in columns.items()
         }

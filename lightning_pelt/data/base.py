@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -60,6 +60,8 @@ class RowsDataModule(LightningDataModule, ABC):
             def collate(self):
                 return default_collate  # of torch.utils.data
     """
+
+    sampler: ClassVar[type[BucketSampler]] = BucketSampler
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class RowsDataModule(LightningDataModule, ABC):
         if getattr(self.trainer, "overfit_batches", 0):  # the same batches in every epoch
             return self._sequential_loader(split, batch_size)
         rows = self.examples(split)
-        sampler = BucketSampler(
+        sampler = self.sampler(
             self.lengths(split) if self.bucketed else np.ones(len(rows)),
             batch_size=batch_size,
             shuffle=split == "train",

@@ -54,7 +54,10 @@ class TextDataModule(RowsDataModule):
 
     @abstractmethod
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
-        """Tokens of the rows, column by column, with ``labels`` unless ``split`` is predict."""
+        """Tokens of the rows, column by column, with ``labels`` unless ``split`` is predict.
+
+        A column ``length``, by which rows are batched, is the number of ``input_ids`` by default.
+        """
 
     @property
     def pair(self) -> bool:
@@ -118,7 +121,7 @@ class TextDataModule(RowsDataModule):
 
     def _encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
         columns = self.encode(rows, split)
-        return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
+        return {"length": [len(ids) for ids in columns["input_ids"]], **columns}
 
     def _cache_key(self, raw: Dataset, split: str) -> str:
         kind = type(self).__name__, split if split in ("train", "predict") else "evaluation"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_pelt.anatomy.positions import position_limit
 from lightning_pelt.attach import Attachment, fingerprint, load_adapters
 from lightning_pelt.attach.beside import BESIDE
 from lightning_pelt.exchange.bases import load_base
-from lightning_pelt.exchange.hub import download, looks_like_a_folder
+from lightning_pelt.exchange.hub_download import download, looks_like_a_folder
 from lightning_pelt.exchange.parts import Parts
 from lightning_pelt.exchange.pipelines import kind_of
 from lightning_pelt.exchange.predictor import Predictor
@@ -40,6 +41,7 @@ def load_pelt(
     revision: str | None = None,
     token: str | bool | None = None,
     strict: bool = False,
+    example_inputs: dict[str, Tensor] | None = None,
     **options: Any,
 ) -> Predictor:
     """Load all that predicts: the base that the file names, and the adapters on it.
@@ -58,6 +60,8 @@ def load_pelt(
         revision: branch, tag or commit of the repository.
         token: of the hub.
         strict: raise where other weights of the base would give a warning.
+        example_inputs: keyword arguments of the model, as in ``attach``, for models that need other
+            inputs than a few words, an image or a short sound.
         options: of ``from_pretrained`` of the base, such as ``dtype`` or ``device_map``.
 
     Returns:
@@ -83,7 +87,7 @@ def load_pelt(
     model, added = load_base(saved, backbone=backbone, model_class=model_class, options=options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*rows of new tokens")  # the file holds them
-        attachment = load_adapters(model, folder, strict=strict)
+        attachment = load_adapters(model, folder, strict=strict, example_inputs=example_inputs)
     model.eval()
     parts = Parts(folder, saved, backbone, options)
     kind = kind_of(class_name(model))

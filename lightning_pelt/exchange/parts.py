@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_pelt.utils.backbone import resolve_backbone
+from lightning_pelt.utils.backbone import refuse_without_words, resolve_backbone
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 PROCESSORS = {
@@ -80,7 +80,10 @@ class Parts:
         try:
             if not name:
                 raise OSError("the file names none")
-            return _known(loader.from_pretrained(resolve_backbone(name), **pinned, **self.options))
+            found = loader.from_pretrained(resolve_backbone(name), **pinned, **self.options)
+            if isinstance(found, PreTrainedTokenizerBase):
+                refuse_without_words(found)
+            return found
         except (OSError, ValueError, KeyError) as error:
             if must:
                 raise
@@ -92,12 +95,3 @@ class Parts:
                 stacklevel=4,
             )
             return None
-
-
-def _known(part: Any) -> Any:
-    """Raise for the tokenizer without words that transformers gives where there are no files."""
-    if isinstance(part, PreTrainedTokenizerBase):
-        words = part.get_vocab().keys() - set(part.all_special_tokens)
-        if not words:
-            raise OSError(f"there are no files of a tokenizer in {part.name_or_path}")
-    return part

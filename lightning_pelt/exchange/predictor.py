@@ -24,6 +24,9 @@ class Predictor:
     cut to the length that the model takes. A sequence-to-sequence model generates, and its options
     are those of ``generate``.
 
+    A plan with several profiles needs the number of each row's profile, around the call:
+    ``with profiles_of(predictor.model, [2]):``.
+
     Attributes:
         model: with the adapters attached, in ``eval`` mode.
         attachment: the record of the plan.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.methods._ops import add_product, match_dtype
+from lightning_pelt.methods._ops import add_product, cast, match_dtype
 from lightning_pelt.methods._sublayer_hooks import Placement, check_placement, sublayers
 from lightning_pelt.methods.base import Method
 from lightning_pelt.methods.gate import GateView
@@ -119,5 +119,7 @@ def extend(
     inner = ACTIVATIONS[activation](projections.down(h))
     inner = torch.cat([inner, inner.new_ones(1).expand(*inner.shape[:-1], 1)], -1)
     if gate is not None:
-        inner = inner * gate.on(h).to(inner.dtype)
+        gate.layer(h)
+        number = gate.number()
+        inner = inner * (cast(gate.read(), inner.dtype) if number is None else number)
     return projections.add_up(output, inner)

@@ -13,17 +13,26 @@ from lightning_pelt.anatomy.attention_mask import once
 from lightning_pelt.methods.current import recording
 from lightning_pelt.methods.submodule import Submodule
 
-_address, _version = Tensor.data_ptr, attrgetter("_version")
+_address, _version, _numbers = Tensor.data_ptr, attrgetter("_version"), Tensor.tolist
 
 T = TypeVar("T")
-Self = TypeVar("Self", bound="KeepingSubmodule")
+Self = TypeVar("Self", bound="KeepingModule")
 SAMPLES = 16  # of each weight
 
 
 class _Found(NamedTuple):
+    """A value, and what shows that its weights are still the same.
+
+    Attributes:
+        state: the addresses of the weights, and how often they have changed.
+        views: samples of the weights, as views: as long as they live, no other weight gets such an
+            address.
+        samples: their numbers.
+    """
+
     state: tuple[Hashable, ...]
-    samples: list[Tensor]
-    weights: list[Tensor]  # aliases: as long as they live, no other weight gets their address
+    views: list[Tensor]
+    samples: list[list[Any]]
     value: Any
 
 
@@ -33,7 +42,7 @@ class Kept(Generic[T]):
     It is computed again when a weight is another tensor, has moved, or has changed in place: after
     ``load_state_dict``, an optimizer step, ``.to()``. Changes through ``.data``, as averages of
     weights make them, are not counted by torch: samples of every weight show them, and
-    :class:`KeepingSubmodule` forgets the value whenever the model enters the train or eval mode.
+    :class:`KeepingModule` forgets the value whenever the model enters the train or eval mode.
 
     It is computed every time with gradients, in code that is compiled or recorded, on other
     devices, which would have to wait for the samples, and from weights whose changes are not
@@ -67,7 +76,7 @@ class Kept(Generic[T]):
             return compute()
         found = self._found
         same = found is not None and found.state == state
-        if same and all(map(torch.equal, map(_sample, weights), found.samples)):  # type: ignore[union-attr]
+        if same and [*map(_numbers, found.views)] == found.samples:  # type: ignore[union-attr]
             return found.value  # type: ignore[union-attr]
         value = compute()
         self._found = _found(state, weights, value)
@@ -80,8 +89,8 @@ class Kept(Generic[T]):
         return Kept, ()
 
 
-class KeepingSubmodule(Submodule):
-    """A submodule with a value computed from its weights."""
+class KeepingModule(nn.Module):
+    """A module with a value computed from its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,18 +101,25 @@ class KeepingSubmodule(Submodule):
         return super().train(mode)
 
 
+class KeepingSubmodule(KeepingModule, Submodule):
+    """A submodule with a value computed from its weights."""
+
+
 def _found(state: tuple[Hashable, ...], weights: Sequence[Tensor], value: Any) -> _Found | None:
     """What is kept; None if changes of ``weights`` cannot be noticed."""
     plain = all(type(weight) in (nn.Parameter, Tensor) and weight.is_cpu for weight in weights)
     # The shards of DeepSpeed have no address.
     if not weights or not plain or 0 in map(_address, weights):
         return None
-    samples = [_sample(weight).clone() for weight in weights]
-    return _Found(state, samples, [weight.detach() for weight in weights], value)
+    views = [_sample(weight.detach()) for weight in weights]
+    return _Found(state, views, [view.tolist() for view in views], value)
 
 
 def _sample(weight: Tensor) -> Tensor:
-    return weight.reshape(-1)[:: weight.numel() // SAMPLES + 1]
+    """A view of up to :data:`SAMPLES` values, or of four in each dimension."""
+    if weight.is_contiguous():
+        return weight.view(-1)[:: weight.numel() // SAMPLES + 1]
+    return weight[tuple(slice(None, None, size // 4 + 1) for size in weight.shape)]
 
 
 class _Shared:

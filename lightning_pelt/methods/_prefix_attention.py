@@ -34,6 +34,8 @@ class PrefixSource(Protocol):
 
     def gate_for(self, query: Tensor) -> Tensor | float | None: ...
 
+    def extended_bias(self, bias: Tensor, length: int) -> Tensor: ...
+
 
 def attend(
     prefix: PrefixSource,
@@ -64,7 +66,7 @@ def attend(
         mask, length, module=module, query=query, keys=keys, name=name, kwargs=kwargs
     )
     if kwargs.get("position_bias") is not None:
-        kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
+        kwargs["position_bias"] = prefix.extended_bias(kwargs["position_bias"], length)
     if isinstance(gate, Tensor) and gate.shape[1] > 1:
         if kwargs.get("scaling") is None:
             kwargs["scaling"] = query.shape[-1] ** -0.5

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Site
 from lightning_pelt.methods._bottleneck import BottleneckMethod, Dense, extend
+from lightning_pelt.methods._kept import KeepingModule
 from lightning_pelt.methods._rows import DenseByRow, Rows
 from lightning_pelt.methods._sublayer_hooks import Placement, hook_sublayer
 from lightning_pelt.methods.base import Cost, Part, Place
@@ -107,7 +108,7 @@ class Adapter(BottleneckMethod):
         return parts
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(KeepingModule):
     """Down-projection, activation and gated up-projection, added to the output."""
 
     def __init__(self, method: Adapter, site: Site, gate: GateView | None) -> None:
@@ -129,6 +130,10 @@ class Bottleneck(nn.Module):
 
     def weights(self) -> Dense:
         """The projections, with the factor in the second."""
+        given = (self.down, self.down_bias, self.up, self.up_bias)
+        return self.kept.of(given, self._weights)
+
+    def _weights(self) -> Dense:
         up = torch.cat([self.up.T, self.up_bias[None]])
         if self.method.scale != 1:
             up = up * self.method.scale

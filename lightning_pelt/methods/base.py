@@ -72,6 +72,7 @@ class Method(Configured, ABC):
             value is not zero, and for those that zero would silence.
         mergeable: whether the method, ungated or behind a constant gate, equals a change of the
             base's weights, see :meth:`Submodule.weight_updates`.
+        takes_experts: whether it extends stacked weights of experts (``expert.in|out``).
         batch_inputs: names of the inputs that it reads beside those of the model.
     """
 
@@ -81,6 +82,7 @@ class Method(Configured, ABC):
     tunes_norms = False
     weight_decay = True
     mergeable = False
+    takes_experts = False
     positions = 0  # of the model's table of positions, which it takes from the tokens
     batch_inputs = cast("tuple[str, ...]", ())
 
@@ -132,6 +134,13 @@ class Method(Configured, ABC):
     def deployed(self, sites: Sequence[Site], trained: int) -> int:
         """Number of values that remain of ``trained`` parameters after training."""
         return trained
+
+    def replaced_rows(self, count: int) -> frozenset[int]:
+        """The rows of a table of ``count`` word embeddings that it replaces by its own.
+
+        Their values in the base do not matter, and need not be saved.
+        """
+        return frozenset()
 
     def folded(self) -> Method:
         """The method that replaces this one after training."""

@@ -113,7 +113,7 @@ class GateLayer(KeepingSubmodule):
 
     @property
     def last(self) -> Tensor | None:
-        """The gates in the last forward, detached, (B, 1, n) or (B, T, n)."""
+        """The gates in the last forward, detached, (B, 1, n), or (B, T, n) per token or packed."""
         return self.seen[0]
 
     @last.setter
@@ -155,7 +155,7 @@ class GateLayer(KeepingSubmodule):
         self(first_tensor(output))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token."""
+        """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token or where rows are packed."""
         rows = self.mixed_rows
         if not self.gate.learned:
             gates = last = (self.open if rows is None else rows.of(self.stacked_open, x)).float()
@@ -209,12 +209,19 @@ class GateLayer(KeepingSubmodule):
         return [getattr(self, name) for name in self.parameter_names]
 
     def _pooled(self, gates: Tensor) -> Tensor:
-        """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n)."""
+        """(B, ..., T, n), or (B T, n) where a feed-forward flattens its input, -> (B, 1, n).
+
+        The rows of a packed batch are pooled by example, -> (B, T, n).
+        """
         if gates.dim() == 2:
             batch = self.padding.given.get().batch if self.padding else gates.shape[0]
             gates = gates.unflatten(0, (batch, -1))
         rows = gates if gates.dim() == 3 else gates.flatten(1, -2)
         masked = self.padding is not None and self.pool == "masked"
+        if self.padding is not None and rows.shape[1] == gates.shape[-2]:
+            examples = self.padding.examples(rows.shape[1])
+            if examples is not None:
+                return examples.mean(rows, masked=masked)
         found = self.padding.weights(rows.shape[1]) if masked else None  # type: ignore[union-attr]
         if found is None:
             return rows.sum(1, keepdim=True) / rows.shape[1]
@@ -228,6 +235,8 @@ class GateLayer(KeepingSubmodule):
         if gates.dim() == 2:
             tokens = gates.shape[0] // pooled.shape[0]
             return pooled.expand(-1, tokens, -1).flatten(0, 1)
+        if pooled.shape[1] > 1:  # of packed rows
+            return pooled.view_as(gates)
         return pooled.view(pooled.shape[0], *[1] * (gates.dim() - 2), -1)
 
 
@@ -248,7 +257,7 @@ class GateView:
         self.block, _, self.site = name.partition("/")
 
     def on(self, x: Tensor) -> Tensor:
-        """The gate for ``x`` (B, T, width): (B, 1, 1) pooled, (B, T, 1) per token.
+        """The gate for ``x`` (B, T, width): (B, 1, 1) pooled, (B, T, 1) per token or packed.
 
         For methods that define :meth:`~lightning_pelt.methods.base.Method.gate_width`.
         """
@@ -256,7 +265,7 @@ class GateView:
         return self.read()
 
     def read(self) -> Tensor:
-        """The gate in the current forward: (B, 1, 1) pooled, (B, T, 1) per token.
+        """The gate in the current forward: (B, 1, 1) pooled, (B, T, 1) per token or packed.
 
         Raises:
             RuntimeError: the gate has not seen its input. A method with
@@ -280,7 +289,8 @@ class GateView:
     def value(self) -> Tensor | None:
         """The gate in the last forward, detached, fp32: (B,) pooled, (B, T) per token, or None.
 
-        A gate that is not learned has a single value, of shape ().
+        A gate that is not learned has a single value, of shape (). One that pools over the examples
+        of packed rows has the value of its example for each token, (B, T).
         """
         if self.layer.last is None:
             return None

@@ -38,7 +38,7 @@ class LinearMethod(Method):
 
     def where(self, anatomy: Anatomy) -> list[Site]:
         found = anatomy.select(self.sites)
-        wrong = next((site.role for site in found if not site.is_linear), None)
+        wrong = next((site.role for site in found if not self.extends(site)), None)
         if wrong is not None:
             name = type(self).__name__
             raise ValueError(
@@ -46,6 +46,10 @@ class LinearMethod(Method):
                 f"ffn.in, ffn.out, ... in {name}(sites=...)"
             )
         return found
+
+    def extends(self, site: Site) -> bool:
+        """Whether the method has an update for a site: a linear layer, or more where it can."""
+        return site.is_linear
 
 
 class LinearUpdate(Submodule):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_pelt.anatomy import Anatomy, Site
@@ -161,9 +162,9 @@ class PrefixEncoder(KeepingSubmodule):
 
     def _refresh(self, module: nn.Module, args: tuple) -> None:
         # Before the first block, so outside of what activation checkpointing recomputes.
-        self.prefixes.set(
-            self.kept.of([*self.parameters()], self._by_site, also=autocast_dtype(self.table))
-        )
+        table, up, out = self.table, self.up, self.out  # faster than self.parameters()
+        weights = [table, up.weight, up.bias, out.weight, out.bias]
+        self.prefixes.set(self.kept.of(weights, self._by_site, also=autocast_dtype(table)))
 
     def _by_site(self) -> list[HeadPair]:
         flat = self._flat()
@@ -281,6 +282,10 @@ class PrefixKV(Submodule):
         start = start if of is gate else 0
         self.part.set((gate, start + tokens))
         return gate[None, start : start + tokens]
+
+    def extended_bias(self, bias: Tensor, length: int) -> Tensor:
+        """(1, heads, T, S) -> (1, heads, T, length + S): a position bias with the prefix."""
+        return F.pad(bias, (length, 0))
 
     def install(self, model: nn.Module) -> list[Removable]:
         return [_attention_interface.put(self, model, self.site.path)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -89,6 +89,9 @@ class Submodule(nn.Module, ABC):
     sized_by_labels: ClassVar[bool] = False
     mixed_rows: Rows | None = None
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return super()._apply(keeping_values(fn), recurse)
+
     @abstractmethod
     def install(self, model: nn.Module) -> list[Removable]:
         """Register this submodule's hooks on the modules of ``model`` that it extends."""
@@ -112,6 +115,13 @@ class Submodule(nn.Module, ABC):
         each refers to it instead. They are new tensors, or the weights themselves.
         """
         return []
+
+    def write(self) -> None:
+        """Write into the base what is no update of a layer, such as rows of a table, for ``merge``.
+
+        Raises:
+            ValueError: the base cannot take it in; nothing is changed then.
+        """
 
     def parameters_by_site(self) -> Mapping[Site, int]:
         """How many parameters belong to each site, where one submodule serves several blocks."""
@@ -161,6 +171,24 @@ class OutputRows(nn.Module):
         if self.rows is None:
             return values
         return values.new_zeros(width, *values.shape[1:]).index_copy(0, self.rows, values)
+
+
+def keeping_values(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn``, which ``Module._apply`` applies to all tensors, so that these keep their values.
+
+    ``Module.to_empty`` allocates a model that was on the meta device. Its submodules were not: they
+    have their initial values, and no file of the base holds them.
+    """
+    probe = torch.tensor([1.0, -2.0, 0.5, 4.0], device="cpu")  # exact in every dtype
+    made = fn(probe.clone())
+    if type(made) is not Tensor or made.is_meta or torch.equal(made.cpu().float(), probe):
+        return fn
+
+    def keeping(tensor: Tensor) -> Tensor:
+        new = fn(tensor)
+        return new if tensor.is_meta or new.is_meta else new.copy_(tensor)
+
+    return keeping
 
 
 def refer(module: nn.Module, **others: nn.Module | None) -> None:

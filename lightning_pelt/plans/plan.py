@@ -163,6 +163,7 @@ class Plan(Configured):
                         f"{method} matches no site of {anatomy.model_type} in blocks "
                         f"{group.blocks} of {group.stack or 'any stack'}: the model has {roles}"
                     )
+                _refuse_experts(method, sites)
                 _refuse_equal_names(owners, method, sites, number=len(placed))
                 placed.append(Placed(number, method, sites))
         return placed
@@ -189,6 +190,15 @@ class Plan(Configured):
     def __repr__(self) -> str:
         norms = ["norms=True"] if self.norms else []
         return f"{type(self).__name__}({', '.join([*map(repr, self.groups), *norms])})"
+
+
+def _refuse_experts(method: Method, sites: Sequence[Site]) -> None:
+    role = next((site.role for site in sites if site.experts), None)
+    if role is not None and not method.takes_experts:
+        raise ValueError(
+            f"{type(method).__name__} does not extend stacked weights of experts ({role}), as LoRA "
+            "does: take LoRA there, or leave the site out with sites=..."
+        )
 
 
 def _refuse_equal_names(

@@ -12,6 +12,7 @@ from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.attach import NORM, Attachment
 from lightning_pelt.plans import Plan
 from lightning_pelt.plans.design_space import Allotment, Block, Design, Solution
+from lightning_pelt.reports.base_bytes import bytes_of_base
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Breakdown:
         backbone: parameters of the base.
         base_trained: whether the base is trained, as in full fine-tuning.
         solution: the solved sizes of a design; None for other plans.
+        quantised: how the base is quantised, and its bytes before and after; empty if it is not.
     """
 
     rows: tuple[BlockRow, ...]
@@ -83,6 +85,7 @@ class Breakdown:
     backbone: int
     base_trained: bool = False
     solution: Solution | None = None
+    quantised: str = ""
 
     @property
     def totals(self) -> dict[str, int]:
@@ -121,7 +124,7 @@ def break_down(attachment: Attachment) -> Breakdown:
     parameters, outside = _count(attachment)
     sizes, groups = _sizes_and_groups(plan, anatomy)
     counts = {name: c for name, c in attachment.counts.items() if name != NORM}
-    rows = []
+    rows, base = [], bytes_of_base(attachment)
     for block in _blocks(anatomy):
         methods = {
             name: MethodInBlock(size, parameters[block, name])
@@ -143,6 +146,7 @@ def break_down(attachment: Attachment) -> Breakdown:
         backbone=attachment.backbone_size,
         base_trained=plan.train_base,
         solution=solution,
+        quantised=str(base) if base.kinds else "",
     )
 
 

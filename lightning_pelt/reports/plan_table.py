@@ -160,10 +160,11 @@ def _filled(found: Breakdown, name: str) -> list[str]:
 def _besides(found: Breakdown, head: str) -> list[str]:
     """One line each for head, gates, norms and backbone."""
     gates = sum(found.gates.values())
+    state = "trained" if found.base_trained else "frozen"
     rows = [
         ("head", head or f"{found.head:,}"),
         ("gates", f"{gates:,}, counted separately" if gates else "none"),
         ("norms", f"{found.norms:,}" if found.norms else "frozen"),
-        ("backbone", f"{found.backbone:,}, {'trained' if found.base_trained else 'frozen'}"),
+        ("backbone", ", ".join([f"{found.backbone:,}", state, *filter(None, [found.quantised])])),
     ]
     return [f"{name:<9} {text}" for name, text in rows]

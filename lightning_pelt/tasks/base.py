@@ -161,12 +161,26 @@ def checked_metrics(names: Sequence[str] | str, options: Collection[str]) -> tup
 
 
 def collection(metrics: dict[str, Metric], *, compute_groups: bool = True) -> MetricCollection:
-    """Metrics with fp32 states, also if half-precision plugins change the default dtype.
+    """Metrics with fp32 states, also if half-precision plugins change the default dtype."""
+    whole = WholeMetrics(dict[str, Any](metrics), compute_groups=compute_groups)
+    return whole.set_dtype(torch.float32)
+
+
+class WholeMetrics(MetricCollection):
+    """Metrics whose states remain fp32 when the module that owns them is converted to bf16.
 
     In bf16 a sum of ones would stop growing at 256.
     """
-    whole = MetricCollection(dict[str, Any](metrics), compute_groups=compute_groups)
-    return whole.set_dtype(torch.float32)
+
+    def _apply(self, *args: Any, **options: Any) -> WholeMetrics:
+        super()._apply(*args, **options)
+        for metric in (each for each in self.modules() if isinstance(each, Metric)):
+            for values in (vars(metric), metric._defaults):
+                for name in metric._defaults:
+                    state = values[name]
+                    if isinstance(state, Tensor) and state.is_floating_point():
+                        values[name] = state.float()
+        return self
 
 
 def load_pretrained(auto: Any, backbone: str, **options: Any) -> PreTrainedModel:

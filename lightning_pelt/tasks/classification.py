@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lightning_pelt.tasks._labels import check_same_labels, label_head, require_labels
 from lightning_pelt.tasks.base import Batch, Task, checked_metrics, collection, model_inputs
 
 CLASS_METRICS = ("accuracy", "f1", "matthews", "macro_f1")
@@ -96,30 +97,22 @@ class Classification(Task):
         return self.metrics[0]
 
     def head(self, labels: Sequence[str] | None) -> dict[str, Any]:
-        names = _require_labels(labels)
+        names = require_labels(labels)
         if len(names) == 1:
             rank_zero_warn(
                 f"there is one label, {names[0]!r}: every prediction is right, the loss is 0, and "
                 "nothing is learned"
             )
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": "single_label_classification",
-        }
+        return {**label_head(names), "problem_type": "single_label_classification"}
 
     def check_labels(self, labels: Sequence[str] | None, of_data: Sequence[str] | None) -> None:
-        if labels is not None and of_data is not None and list(labels) != list(of_data):
-            raise ValueError(
-                f"the module has the labels {list(labels)}, and the data has {list(of_data)}: give "
-                "both the same labels in the same order"
-            )
+        check_same_labels(labels, of_data)
 
     def build_metrics(
         self, labels: Sequence[str] | None = None, *, stage: str = "val"
     ) -> MetricCollection:
         return collection(
-            {name: class_metric(name, _require_labels(labels)) for name in self.metrics}
+            {name: class_metric(name, require_labels(labels)) for name in self.metrics}
         )
 
     def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
@@ -161,14 +154,3 @@ class Classification(Task):
             {"label": names[top], "probabilities": dict(zip(names, row, strict=True))}
             for top, row in zip(best, probabilities.tolist(), strict=True)
         ]
-
-
-def _require_labels(labels: Sequence[str] | None) -> Sequence[str]:
-    if not labels:
-        raise ValueError(
-            "classification needs the names of its labels in the order of their ids: "
-            "pass labels=[...], or take them from the data"
-        )
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"label names must differ from one another, not {list(labels)}")
-    return labels

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.fsdp import fully_shard
 
+from lightning_pelt.utils.quantised import kinds_of
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -25,11 +27,16 @@ def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
             ``ModelParallelStrategy`` creates.
 
     Raises:
-        ValueError: the mesh asks for tensor parallelism, which is not supported, or a method cannot
-            be sharded.
+        ValueError: the mesh asks for tensor parallelism, which is not supported, or a method or
+            a quantised base cannot be sharded.
     """
     for method in attachment.plan.methods:
         method.refuse_sharding()
+    if kinds := kinds_of(attachment.model.parameters()):
+        raise ValueError(
+            f"the base is quantised ({', '.join(kinds)}), and its weights cannot be sharded: use "
+            "strategy=ddp, where each process has the quantised base, or leave quantise out"
+        )
     if mesh["tensor_parallel"].size() > 1:
         raise ValueError(
             f"the strategy asks for tensor parallelism over {mesh['tensor_parallel'].size()} "

@@ -42,7 +42,10 @@ def check_rows(trainer: Trainer, most: int | None) -> None:
     if most is None or not isinstance(data, TextDataModule):
         return
     for split in data.splits.keys() & {"train", "dev"}:
-        lengths = data.tokens(split)["length"][:]
+        rows = data.tokens(split)
+        if "position_ids" in rows.column_names:  # packed: each example starts with position 0
+            continue
+        lengths = rows["length"][:]
         longest = data.max_length if data.pad == "max_length" else max(lengths, default=0)
         _check(longest, most, f"the longest row of {split} has")
 
@@ -50,11 +53,17 @@ def check_rows(trainer: Trainer, most: int | None) -> None:
 def check_batch(batch: Mapping[str, Any], most: int | None) -> None:
     """Check a batch with ``input_ids`` (B, T).
 
+    Packed rows may be longer than the positions reach, since each example starts with position 0.
+
     Raises:
-        ValueError: T is larger than ``most``.
+        ValueError: T is larger than ``most``, or an example of packed rows has more tokens.
     """
-    ids = batch.get("input_ids")
-    if most is not None and isinstance(ids, Tensor):
+    ids, positions = batch.get("input_ids"), batch.get("position_ids")
+    if most is None or not isinstance(ids, Tensor) or ids.shape[-1] <= most:
+        return
+    if isinstance(positions, Tensor) and batch.get("attention_mask") is None:
+        _check(int(positions.max()) + 1, most, "the examples of a packed batch have up to")
+    else:
         _check(ids.shape[-1], most, "the rows of a batch have")
 
 

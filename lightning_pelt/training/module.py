@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.attach.names import match_names
+from lightning_pelt.attach.quantising import Quantisation, check_quantisation
 from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data.profile_data import PROFILE
@@ -34,11 +35,17 @@ from lightning_pelt.training.own_options import (
     OwnSchedule,
     keep_own_options,
 )
+from lightning_pelt.training.packed_batches import PackedBatches
 from lightning_pelt.training.param_groups import (
     make_portable,
     named_groups,
     schedule_steps,
     total_steps,
+)
+from lightning_pelt.training.quantised_base import (
+    keep_from_broadcasts,
+    quantise_base,
+    refuse_other_quantisation,
 )
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
@@ -69,6 +76,13 @@ class PELTModule(LightningModule):
             pretraining. The head and the submodules always train in train mode.
         checkpoint_activations: recompute the activations of the blocks in backward instead of
             storing them.
+        head: paths of the modules of the base that are trained and saved as a whole beside the
+            plan, such as ``lm_head``, or ``[classifier, model.norm]``; ``none`` for no module. By
+            default the head that the task adds, which such a list replaces: name it too where it is
+            new.
+        quantise: ``int8``, ``nf4`` or ``fp8``: how the linear layers of the frozen base are
+            quantised before the plan is attached, see :func:`lightning_pelt.quantise`; by default
+            not at all.
         dtype: of the base's weights; submodules are fp32 unless the precision is ``*-true``.
         seed: of the new weights.
 
@@ -94,6 +108,8 @@ class PELTModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         base_dropout: bool = True,
         checkpoint_activations: bool = False,
+        head: str | list[str] | None = None,
+        quantise: Quantisation | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         seed: int = 0,
     ) -> None:
@@ -107,6 +123,8 @@ class PELTModule(LightningModule):
         self.optimizer = optimizer
         self.base_dropout = base_dropout
         self.checkpoint_activations = checkpoint_activations
+        self.head = head
+        self.quantise = check_quantisation(quantise)
         self.dtype_of_base = dtype
         self.seed = seed
         # Plain data, so that checkpoints load without pickle and rebuild plan and task.
@@ -122,6 +140,8 @@ class PELTModule(LightningModule):
                 "warmup": warmup,
                 "base_dropout": base_dropout,
                 "checkpoint_activations": checkpoint_activations,
+                "head": head if head is None or isinstance(head, str) else list(head),
+                "quantise": quantise,
                 "dtype": dtype,
                 "seed": seed,
             }
@@ -132,6 +152,7 @@ class PELTModule(LightningModule):
         self.most_tokens: int | None = None
         self.attachment: Attachment | None = None
         self.step_seed, self.resume, self.learning = StepSeed(), Resume(), LearningCheck()
+        self.packed = PackedBatches()
         stages = {stage: self.task.build_metrics(labels, stage=stage) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict({s: m.clone(prefix=f"{s}/") for s, m in stages.items()})
 
@@ -142,6 +163,7 @@ class PELTModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         write_whole_files(self.trainer)
+        self.packed = PackedBatches()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "predict" and isinstance(data, RowsDataModule):
             self.task.check_labels(self.labels, data.labels)
@@ -156,13 +178,16 @@ class PELTModule(LightningModule):
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # every rank starts with the same head
             model = self.task.load(self.backbone, labels=self.labels, dtype=self.dtype_of_base)
-        self.attachment = attach(model, self.plan, seed=self.seed)
+        if self.quantise is not None:
+            quantise_base(model, self.quantise, self._trainer)
+        self.attachment = attach(model, self.plan, seed=self.seed, head=_paths(self.head))
         self.most_tokens = most_tokens(self.attachment)
         if self.checkpoint_activations:
             model.gradient_checkpointing_enable()
         if self.device_mesh is not None:  # ModelParallelStrategy expects the module to shard
             shard(self.attachment, self.device_mesh)
         self.model = model
+        keep_from_broadcasts(self)
         if self._trainer is not None:
             copy_again(self.trainer, self)
 
@@ -286,9 +311,12 @@ class PELTModule(LightningModule):
         """The batch without the indices of profiles, unless a method reads them.
 
         Raises:
-            ValueError: its rows have more tokens than the model has positions for.
+            ValueError: its rows have more tokens than the model has positions for, or are packed
+                where the model takes each for one text.
         """
         check_batch(batch, self.most_tokens)
+        if self.attachment is not None:
+            self.packed.check(batch, self.attachment)
         if any(PROFILE in method.batch_inputs for method in self.plan.methods):
             return batch
         return {name: value for name, value in batch.items() if name != PROFILE}
@@ -302,7 +330,8 @@ class PELTModule(LightningModule):
         """Restore the step seed and the place in the run, and compare plans under every strategy.
 
         Raises:
-            ValueError: the checkpoint was made with another plan, other labels or another task.
+            ValueError: the checkpoint was made with another plan, other labels or another task, or
+                a run that continues it has its base quantised otherwise.
         """
         self.step_seed.seed = checkpoint.get("step_seed")
         if self._trainer is not None:  # not in load_from_checkpoint
@@ -311,7 +340,15 @@ class PELTModule(LightningModule):
         saved = checkpoint.get("hyper_parameters", {})
         refuse_other_plan(saved.get("plan"), self.plan)
         if self._trainer is not None:
+            refuse_other_quantisation(self.trainer, saved, self.quantise)
             keep_own_options(self.trainer, checkpoint, saved=saved, own=self.hparams)
+
+
+def _paths(head: str | list[str] | None) -> list[str] | None:
+    """The paths of the modules of a head; None for the default."""
+    if isinstance(head, str):
+        return [] if head == "none" else [head]
+    return head
 
 
 def _rows(batch: Mapping[str, Any]) -> int:

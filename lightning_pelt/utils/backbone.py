@@ -59,9 +59,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises:
         OSError: as in :func:`resolve_backbone`.
+        FileNotFoundError: there are no files of a tokenizer.
         ValueError: the tokenizer has neither a pad token nor an end-of-text token.
     """
     tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(name))
+    refuse_without_words(tokenizer)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -70,6 +72,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def refuse_without_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise for what transformers gives where there are no files of a tokenizer.
+
+    Such a tokenizer reads every word as ``[UNK]``.
+
+    Raises:
+        FileNotFoundError: it has no token but special ones.
+    """
+    special = set(tokenizer.all_special_tokens)
+    if len(tokenizer) <= len(special) and not tokenizer.get_vocab().keys() - special:
+        raise FileNotFoundError(
+            f"there are no files of a tokenizer in {tokenizer.name_or_path}: save the tokenizer "
+            "that belongs to the model there, tokenizer.save_pretrained(folder)"
+        )
 
 
 def _alternative() -> str:

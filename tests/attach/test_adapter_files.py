@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel
 from zoo import build, inputs, output
 
 from lightning_pelt import (
@@ -294,3 +294,40 @@ def test_the_tokenizer_of_the_module_is_named(tmp_path):
     save_adapters(module, tmp_path)
     backbone = json.loads((tmp_path / CONFIG).read_text())["backbone"]
     assert (backbone["name"], backbone["tokenizer"]) == (None, "some/tokenizer")
+
+
+def test_the_model_inside_is_named_by_its_path(tmp_path: Path) -> None:
+    def towers() -> nn.ModuleDict:
+        return nn.ModuleDict({"text": build("bert"), "other": build("bert").requires_grad_(False)})
+
+    module = towers()
+    module["text"] = trained("bert", SMALL)
+    save_adapters(module, tmp_path)
+    again = towers()
+    with pytest.raises(ValueError, match="2 Hugging Face models"):
+        load_adapters(again, tmp_path)
+    assert load_adapters(again, tmp_path, path="text").model is again["text"]
+    assert torch.equal(run(again["text"], "bert"), run(module["text"], "bert"))
+    assert find_attachment(again["other"]) is None
+
+
+class Twice(BertModel):
+    """Needs an input that nobody can guess."""
+
+    def forward(self, input_ids: Tensor, factor: dict[str, float], **others: Any) -> Any:
+        return super().forward(input_ids=input_ids * int(factor["of ids"]), **others)
+
+
+def test_a_model_of_other_inputs_gets_examples(tmp_path: Path) -> None:
+    config = build("bert").config
+    batch: dict[str, Any] = {"input_ids": torch.arange(3, 9)[None], "factor": {"of ids": 2.0}}
+    torch.manual_seed(0)
+    model = Twice(config).eval()
+    attach(model, Plan.uniform(LoRA()), example_inputs=batch)
+    save_adapters(model, tmp_path)
+    torch.manual_seed(0)
+    again = Twice(config).eval()
+    with pytest.raises(ValueError, match="example_inputs"):
+        load_adapters(again, tmp_path)
+    load_adapters(again, tmp_path, example_inputs=batch)
+    assert torch.equal(again(**batch)[0], model(**batch)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from zoo import build
 
 from lightning_pelt import LoRA, Plan, UniPELT, attach
 from lightning_pelt.attach import find_attachments
+from lightning_pelt.callbacks._gate_means import GateMeans
 from lightning_pelt.callbacks.gate_monitor import GateMonitor, gate_table, summarise
 
 SITES = ("lora.query", "lora.value", "adapter")
@@ -58,6 +60,26 @@ def test_means_and_spreads_by_hand():
             "gate/spread/prefix": 0.0,
         }
     )
+
+
+def test_each_example_of_a_packed_row_counts_once():
+    """Rows of two examples and of one example and padding; their gates are 0.2, 0.8 and 0.5."""
+    batch = {"position_ids": torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 0, 0]])}
+    values = [[0.1, 0.2, 0.3, 0.7, 0.9], [0.4, 0.6, 9.0, 9.0, 9.0]]
+    gates = {"00/lora": View("00/lora", values), "00/prefix": View("00/prefix", 0.7)}
+    means, scalars = summarise(gates, batch)
+    assert means == pytest.approx({"00/lora": 0.5, "00/prefix": 0.7})
+    assert scalars["gate/spread/lora"] == pytest.approx((2 * 0.3**2 / 3) ** 0.5)
+    whole = GateMeans(gates, torch.device("cpu"))
+    whole.update(batch)
+    whole.update({"input_ids": torch.ones(2, 5)})  # not packed: the means of its two rows
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums))
+    rows = [sum(row) / 5 for row in values]
+    found = whole.compute(trainer)
+    assert found["00/lora"] == pytest.approx((0.2 + 0.8 + 0.5 + sum(rows)) / 5)
+    assert found["00/prefix"] == pytest.approx(0.7)
+    masked = {**batch, "attention_mask": torch.ones(2, 5)}
+    assert summarise(gates, masked)[0]["00/lora"] == pytest.approx(sum(rows) / 2)
 
 
 class Values(Callback):

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lightning_pelt import LoRA, PELTModule, Plan, UniPELT, save_adapters
 from lightning_pelt.cli import export
+from lightning_pelt.cli.checkpoint_files import read_checkpoint
 from lightning_pelt.cli.main import script
 from lightning_pelt.exchange.peft import load_peft
 
@@ -143,3 +144,10 @@ def test_after_fit(monkeypatch, capsys):
     (saved,) = Path("checkpoints").glob("*.ckpt")
     export.main([f"--checkpoint={saved}", "--format=peft", "--output=out"])
     assert load_peft(base(), "out").counts["lora"].trained
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--ckpt_path"])
+def test_messages_name_the_option_that_was_given(tmp_path, option):
+    for path, error in ((tmp_path / "nowhere", FileNotFoundError), (tmp_path, ValueError)):
+        with pytest.raises(error, match=f"{option} takes"):
+            read_checkpoint(str(path), option=option)

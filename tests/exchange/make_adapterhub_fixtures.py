@@ -158,6 +158,11 @@ MORE = {
     "t5": lambda: {
         "cross": adapters.DoubleSeqBnConfig(reduction_factor=4, cross_adapter=True),
         "leave_out": adapters.SeqBnConfig(reduction_factor=4, leave_out=[1, 2]),
+        # Relative positions count the prefix, and some blocks have none.
+        "prefix_flat": adapters.PrefixTuningConfig(prefix_length=5, flat=True, leave_out=[0, 1]),
+        "prefix_leave_out": adapters.PrefixTuningConfig(
+            prefix_length=3, bottleneck_size=8, leave_out=[1]
+        ),
     },
     "bart": lambda: {
         "cross": adapters.DoubleSeqBnConfig(reduction_factor=4, cross_adapter=True),
@@ -168,7 +173,6 @@ MORE = {
 }
 ONLY = {"t5_gated": ("lora", "ia3", "seq_bn")}
 EXCEPT = {  # what is refused for the reason for which a prefix alone is
-    "t5": ("unipelt", "mam"),
     "deberta": ("mam",),
     "deberta_v2": ("unipelt", "mam"),
 }

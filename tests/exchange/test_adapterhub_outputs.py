@@ -23,7 +23,7 @@ REFUSED = {
     "no_rule": "phm_rule",
 }
 REFUSED_ON = {
-    ("t5", "prefix"): "relative positions",
+    ("t5", "prefix_leave_out"): "loses its relative positions",
     **{(name, "prefix"): "cannot take a prefix" for name in ("deberta", "deberta_v2")},
     **{(name, "prompt"): "attend to padding" for name in ("deberta", "deberta_v2")},
     ("deberta", "unipelt"): "use_gating",

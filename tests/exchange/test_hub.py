@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from exchange.small_base import (
     save_tokenizer,
 )
 from huggingface_hub import ModelCard, constants
+from matplotlib.image import imread
 from safetensors.torch import load, load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
@@ -174,10 +176,27 @@ class TestPicture:
         assert hub.repos[REPO].files("file")["gates.png"] == drawn
 
     @pytest.mark.slow
+    def test_the_gates_are_drawn_by_default(self, hub: FakeHub, model: Any) -> None:
+        push_to_hub(model, REPO)  # without gates
+        assert "gates.png" not in hub.repos[REPO].files()
+        tuned = gated("them/base")
+        push_to_hub(tuned, REPO)
+        means = {
+            name: float(view.value.mean()) for name, view in tuned.pelt_attachment.gates.items()
+        }
+        gate_heatmap(means, "Mean gate in the last batch").savefig("own.png", dpi=150)
+        drawn = [
+            imread(BytesIO(content))
+            for content in (hub.repos[REPO].files()["gates.png"], Path("own.png").read_bytes())
+        ]
+        assert (drawn[0] == drawn[1]).all() and drawn[0].std() > 0
+        assert "](gates.png)" in card(hub)
+
+    @pytest.mark.slow
     def test_the_picture_of_other_weights_goes(self, hub: FakeHub) -> None:
         model = gated("them/base")
         push_to_hub(model, REPO, picture=gate_heatmap({"00/lora.query": 0.3}))
-        push_to_hub(model, REPO)
+        push_to_hub(model, REPO, picture=False)
         assert "gates.png" not in hub.repos[REPO].files()
         assert "gates.png" not in card(hub) and "| 00 " in card(hub)
 
@@ -425,9 +444,21 @@ push_to_hub(load_pelt({REPO!r}).model, "me/again")
 
 
 @pytest.mark.slow
-def test_a_base_that_has_changed_is_noticed(hub: FakeHub, tmp_path: Path) -> None:
-    push_to_hub(gated("them/base"), REPO)
+def test_the_base_is_loaded_at_the_commit_that_was_trained(hub: FakeHub, tmp_path: Path) -> None:
+    model = gated("them/base")
+    push_to_hub(model, REPO)
+    commit = hub.repos["them/base"].branches["main"]
+    assert commit in card(hub)
     hub.put("them/base", save_base(tmp_path / "new", seed=1))
+    assert torch.equal(logits(load_pelt(REPO, strict=True).model), logits(model))
+
+
+@pytest.mark.slow
+def test_a_base_that_has_changed_is_noticed(hub: FakeHub, tmp_path: Path) -> None:
+    fresh()
+    hub.put("them/base", save_base(tmp_path / "new", seed=1))
+    push_to_hub(gated("them/base"), REPO)  # the cache has two commits with other weights
+    hub.put("them/base", save_base(tmp_path / "newer", seed=2))
     with pytest.raises(ValueError, match="trained on another backbone 'them/base'"):
         load_pelt(REPO, strict=True)
     with pytest.warns(UserWarning, match="trained on another backbone 'them/base'"):

@@ -44,16 +44,19 @@ from transformers import (
 )
 
 from lightning_pelt import (
+    XPEFT,
     FullFineTuning,
     HeadOnly,
     LoRA,
     Plan,
     Prompt,
+    RandomBank,
     UniPELT,
     attach,
     detach,
     load_adapters,
     merge,
+    profiles_of,
     save_adapters,
 )
 from lightning_pelt.exchange.loading import load_pelt
@@ -237,6 +240,25 @@ class TestOtherKinds:
             expected = model(**predictor.processor(image, return_tensors="pt")).logits.softmax(-1)
         assert predictor(image)[0]["label"] == LABELS[int(expected.argmax())]
         assert predictor.tokenizer is None
+
+
+def test_several_profiles_are_chosen_around_the_call(base: Path, tmp_path: Path) -> None:
+    bank = RandomBank(size=6, seed=3)
+    method = XPEFT(bank=bank, k=2, bottleneck=4, profiles=3, head="profile")
+    model = classifier(base, Plan.uniform(method))
+    ids = torch.tensor([[2, 5, 6, 3]])
+    predictor = load_pelt(save_adapters(model, tmp_path / "adapters"))
+    scores = []
+    for number in range(3):
+        with torch.no_grad():
+            wanted = model(input_ids=ids, profile=torch.tensor([number])).logits.softmax(-1)[0]
+        with profiles_of(predictor.model, [number]):
+            (found,) = predictor(["the cat"], top_k=None)
+        scores.append([each["score"] for each in sorted(found, key=lambda e: e["label"])])
+        torch.testing.assert_close(torch.tensor(scores[-1]), wanted)
+    assert scores[0] != scores[1] != scores[2]
+    with pytest.raises(ValueError, match="3 profiles and the batch does not name"):
+        predictor("the cat")
 
 
 class TestAsItWasTrained:

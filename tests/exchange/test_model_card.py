@@ -11,10 +11,11 @@ import yaml
 from exchange.small_base import PLAN, classifier, logits, save_base
 from huggingface_hub import ModelCard
 
-from lightning_pelt import LoRA, Plan, UniPELT, attach
+from lightning_pelt import XPEFT, LoRA, Plan, RandomBank, UniPELT, attach
 from lightning_pelt.attach import Attachment, attachment_of
 from lightning_pelt.exchange.card_section import marked, put_section
-from lightning_pelt.exchange.model_card import model_card, public_base
+from lightning_pelt.exchange.card_text import public_base
+from lightning_pelt.exchange.model_card import model_card
 from lightning_pelt.plans import from_config
 from lightning_pelt.testing import tiny_bert
 
@@ -96,6 +97,14 @@ def test_how_to_load(attachment: Attachment) -> None:
     text = card(attachment, module="Mine").text
     assert "load_pelt" not in text and 'from_hub(model, "me/mine")' in text
     assert "from_hub(model" in card(attach(tiny_bert(), PLAN)).text  # the base has no name
+
+
+def test_several_profiles_are_chosen_around_the_call(tmp_path: Path) -> None:
+    base, bank = save_base(tmp_path / "base"), RandomBank(size=4)
+    for profiles, wanted in ((1, False), (3, True)):
+        plan = Plan.uniform(XPEFT(bank=bank, k=2, bottleneck=4, profiles=profiles))
+        text = card(attachment_of(classifier(base, plan))).text
+        assert ("    predictor(" in text and "import load_pelt, profiles_of" in text) == wanted
 
 
 @pytest.mark.parametrize("name", ["./base", "/home/ann/base", "~/base", "a/b/c", "C:\\base", None])

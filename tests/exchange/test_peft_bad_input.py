@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 from zoo import build
 
-from lightning_pelt import IA3, LoRA, Plan, attach, save_adapters
+from lightning_pelt import IA3, LoRA, MiSS, Plan, attach, save_adapters
 from lightning_pelt.attach import find_attachment
 from lightning_pelt.exchange.peft import load_peft, save_peft
 
@@ -61,7 +61,7 @@ FIELDS = {
     "use_qalora": (True, "QA-LoRA"),
     "bias": ("lora_only", "bias='lora_only': it trains biases"),
     "init_lora_weights": ("pissa_niter_4", "path_initial_model_for_weight_conversion"),
-    "peft_type": ("VERA", "the peft_type VERA: LORA, IA3, PROMPT_TUNING can"),
+    "peft_type": ("VERA", "the peft_type VERA: LORA, IA3, MISS, PROMPT_TUNING can"),
     "r": ("8", "r='8', expected int"),
     "lora_alpha": (None, "lora_alpha=None, expected int or float"),
     "rank_pattern": ({"query": "4"}, r"rank_pattern\['query'\]='4'"),
@@ -93,8 +93,11 @@ def test_fields_of_a_newer_peft_give_a_warning(folder):
 @pytest.mark.slow
 def test_every_field_of_the_installed_peft_is_known(tmp_path, recwarn):
     peft: Any = pytest.importorskip("peft")
-    for config in (peft.LoraConfig(target_modules=["query"]), peft.IA3Config()):
-        kind = IA3() if isinstance(config, peft.IA3Config) else LoRA(r=8, alpha=8, sites=["query"])
+    for config, kind in (
+        (peft.LoraConfig(target_modules=["query"]), LoRA(r=8, alpha=8, sites=["query"])),
+        (peft.IA3Config(), IA3()),
+        (peft.MissConfig(r=8, target_modules=["query"]), MiSS(r=8, sites=["query"])),
+    ):
         folder = tmp_path / str(config.peft_type.value)
         save_peft(attached("bert", Plan.uniform(kind)).model, folder)
         ours = json.loads((folder / CONFIG).read_text())
@@ -112,7 +115,7 @@ TENSOR_FAULTS = {
     "nan": ({"lora_A.weight": torch.full((2, 32), torch.nan)}, "contains NaN"),
     "dtype": ({"lora_A.weight": torch.ones(2, 32, dtype=torch.int8)}, "expected a matrix"),
     "shard": ({"lora_A.weight": torch.ones(64)}, "expected a matrix of floats"),
-    "embedding": ({"lora_embedding_A": torch.ones(2, 32)}, "belongs to an embedding"),
+    "embedding": ({"lora_embedding_A": torch.ones(3, 32)}, r"size mismatch: .*lora_A is \(3, 32\)"),
     "magnitude": ({"lora_magnitude_vector": torch.ones(32)}, "another method"),
     "stranger": ({"bias": torch.ones(32)}, "in none of its modules_to_save"),
 }
@@ -186,11 +189,11 @@ def test_another_plan_is_refused_and_stays(folder):
 
 def test_targets_that_are_no_sites(tmp_path):
     peft: Any = pytest.importorskip("peft")
-    for target in ("lm_head", "wte"):
-        model = peft.get_peft_model(build("gpt2"), peft.LoraConfig(target_modules=[target]))
-        model.save_pretrained(str(tmp_path / target))
-    refused(tmp_path / "lm_head", "it extends lm_head, where no method", build("gpt2"))
-    refused(tmp_path / "wte", "belongs to an embedding", build("gpt2"))
+    model = peft.get_peft_model(build("gpt2"), peft.LoraConfig(target_modules=["wpe"]))
+    model.save_pretrained(str(tmp_path))
+    refused(
+        tmp_path, r"it extends transformer.wpe, where no method.*else than words", build("gpt2")
+    )
 
 
 def test_one_of_two_equal_roles(tmp_path):

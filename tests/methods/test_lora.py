@@ -9,13 +9,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertForSequenceClassification, PreTrainedModel
 from zoo import HEADS, WIDTH, build, inputs, output
 
 from lightning_pelt import Gate, LoRA, Plan, attach
+from lightning_pelt.anatomy import Site, Source
 from lightning_pelt.attach import Attachment
-from lightning_pelt.methods.lora import LoRADown, LoRAUp
+from lightning_pelt.methods import _principal
+from lightning_pelt.methods._lora_factors import LoRADown, LoRAUp
+from lightning_pelt.methods._principal import principal_factors
 from lightning_pelt.methods.submodule import OutputRows
-from lightning_pelt.testing import MethodConformance, awaken, tiny_bert
+from lightning_pelt.testing import MethodConformance, awaken, tiny_bert, tiny_gpt2
 
 D = WIDTH // HEADS
 
@@ -266,3 +270,155 @@ def test_places_in_a_fused_projection_move_with_the_model() -> None:
     assert not any("rows" in name for name in model.state_dict())
     model.to("meta")
     assert {place.rows.device.type for place in places} == {"meta"}
+
+
+class TestPiSSA(MethodConformance):
+    compiled = ("bert",)
+    method = LoRA(r=4, init="pissa")
+
+
+class TestGatedPiSSA(MethodConformance):
+    compiled = ("gpt2",)
+    method = LoRA(r=4, init="pissa", gate=Gate())
+
+    def models(self) -> dict[str, Callable[[], PreTrainedModel]]:
+        return {"gpt2": tiny_gpt2}  # fused, causal and transposed
+
+
+def up_projections(attachment: Attachment) -> list[LoRAUp]:
+    return [module for module in attachment.submodules["lora"] if isinstance(module, LoRAUp)]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pissa_starts_and_computes_as_in_peft(rslora: bool) -> None:
+    """PEFT takes the principal part from the weights of the base; here it is subtracted."""
+    peft = pytest.importorskip("peft")
+    model, batch = build("bert"), inputs("bert")
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["query", "value"],
+        use_rslora=rslora,
+        init_lora_weights="pissa",
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    layers = dict(theirs.base_model.model.named_modules())
+    method = LoRA(r=4, alpha=6.0, rslora=rslora, init="pissa")
+    before = output(model, batch).detach()
+    attachment = attach(model, Plan.uniform(method))
+    assert torch.equal(output(model, batch), before), "the start is exactly the base"
+    for key, (A, B) in factors(attachment, rank=4).items():
+        layer = layers[key.partition("/")[0]]
+        there = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        torch.testing.assert_close(B @ A, there[1] @ there[0], rtol=0, atol=1e-5)
+    awaken(attachment)
+    for key, (A, B) in factors(attachment, rank=4).items():
+        layer = layers[key.partition("/")[0]]
+        layer.lora_A["default"].weight.data.copy_(A)
+        layer.lora_B["default"].weight.data.copy_(B)
+    ours, other = output(model, batch), output(theirs, batch)
+    assert (ours - before).abs().max() > 1e-2
+    torch.testing.assert_close(ours, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox"])
+def test_pissa_starts_from_the_rows_of_each_site_of_a_fused_projection(name: str) -> None:
+    model = build(name)
+    attachment = attach(model, Plan.uniform(LoRA(r=3, alpha=6.0, init="pissa")))
+    for (host, _, site), (A, B) in (
+        (key.partition("/"), pair) for key, pair in factors(attachment, rank=3).items()
+    ):
+        linear = model.get_submodule(host)
+        weight = linear.weight.T if type(linear).__name__ == "Conv1D" else linear.weight
+        rows = FUSED[name](torch.arange(len(weight)))[0 if site == "query" else 1]
+        left, sizes, right = torch.linalg.svd(weight[rows])
+        expected = left[:, :3] * sizes[:3] @ right[:3]
+        torch.testing.assert_close(2.0 * B @ A, expected, rtol=0, atol=1e-5)
+
+
+def test_randomised_decomposition_finds_the_principal_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(80, 60, bias=False)
+    left = torch.linalg.qr(torch.randn(60, 60, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(80, 60, generator=generator)).Q
+    linear.weight.data = left * (0.8 ** torch.arange(60)) @ right.T
+    site = Site("attention.query", "encoder", 0, "query", 80, 60, Source("query", 0, 80))
+    exact = principal_factors(linear, site, 5)
+    monkeypatch.setattr(_principal, "EXACT", 8)
+    A, B = principal_factors(linear, site, 5)
+    assert A.shape == (5, 80)
+    torch.testing.assert_close(B @ A, exact[1] @ exact[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(B.norm(dim=0), A.norm(dim=1))
+
+
+def test_pissa_in_half_precision_starts_exactly_and_keeps_small_changes() -> None:
+    """A change below the precision of the principal part, 2^-9, has its whole effect."""
+    model = tiny_bert().bfloat16()
+    value = model.bert.encoder.layer[0].attention.self.value
+    method = LoRA(r=4, alpha=4.0, init="pissa", sites=["value"])
+    attachment = attach(model, Plan.uniform(method))
+    (module, _) = up_projections(attachment)
+    seen: list[tuple[Tensor, Tensor]] = []
+    value.register_forward_hook(lambda layer, args, output: seen.append((args[0], output)))
+    batch = {"input_ids": torch.arange(3, 11)[None]}
+    with torch.no_grad():
+        model(**batch)
+        x, start = seen[-1]
+        assert torch.equal(start, nn.functional.linear(x, value.weight, value.bias))
+        A, B = module.down.A, module.B_value
+        change = 2.0**-12 * B
+        B.add_(change)
+        found = module(torch.zeros_like(start), x)
+        expected = (x.float() @ A.T @ change.T).bfloat16()
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=1e-6)
+
+
+def test_pissa_does_not_decay_and_is_merged_and_saved() -> None:
+    assert LoRA().weight_decay
+    assert not LoRA(init="pissa").weight_decay
+    model, fresh = tiny_bert(), tiny_bert()
+    attachment = lora(model, LoRA(r=4, init="pissa"))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert sum("A0" in name or "B0" in name for name in state) == 6
+    other = attach(fresh, Plan.uniform(LoRA(r=4, init="pissa")), seed=5)
+    with torch.no_grad():
+        for module in up_projections(other):  # as if a decomposition gave another principal part
+            for key in module.keys:
+                getattr(module, f"B0_{key}").mul_(2)
+    fresh.load_state_dict(state)
+    batch = {"input_ids": torch.arange(3, 11)[None]}
+    assert torch.equal(fresh(**batch).logits, model(**batch).logits)
+    assert attachment.counts["lora"].trained == 4 * 4 * 64
+
+
+@pytest.mark.parametrize("bad", ["PiSSA", "pisa"])
+def test_unknown_init_is_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="init of LoRA"):
+        LoRA(init=bad)  # type: ignore[arg-type]
+
+
+def test_pissa_refuses_a_rank_beyond_the_weight_and_quantised_weights() -> None:
+    model = tiny_bert()
+    with pytest.raises(ValueError, match=r"r=33.*query.*32 singular values: use r=32 or less"):
+        attach(model, Plan.uniform(LoRA(r=33, init="pissa")))
+    value = model.bert.encoder.layer[1].attention.self.value
+    value.weight = nn.Parameter(value.weight.data.to(torch.int8), requires_grad=False)
+    site = Site("attention.value", "encoder", 1, "layer.1.value", 32, 32, Source("x", 0, 32))
+    with pytest.raises(ValueError, match=r"those of layer.1.value \(Linear\) are quantised"):
+        principal_factors(value, site, 4)
+
+
+def test_pissa_refuses_the_meta_device() -> None:
+    config = tiny_bert().config
+    with torch.device("meta"):
+        model = BertForSequenceClassification(config)
+    with pytest.raises(ValueError, match=r"LoRA \('lora'\) starts from weights of the base"):
+        attach(model, Plan.uniform(LoRA(init="pissa")))
+
+
+def test_rank_stabilised_sizes_keep_alpha() -> None:
+    """Kalajdzievski, 2023: alpha is chosen once, and the scale follows the rank."""
+    assert LoRA(rslora=True, alpha=16.0).sized(64).scale == 2.0
+    assert LoRA(alpha=5.0).sized(64).scale == LoRA().scale

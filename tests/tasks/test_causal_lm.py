@@ -161,3 +161,115 @@ def test_a_row_without_tokens_is_continued_from_padding(gpt2: str, word_tokenize
     expected = word_tokenizer.decode(continued(model, [0], 3), skip_special_tokens=True)
     assert rows[1] == {"text": expected}
     assert len(rows) == 2
+
+
+# Exact match of the last answer.
+
+
+def conversation(row: list[int], trained: list[int], width: int) -> dict[str, torch.Tensor]:
+    """A right-padded row in which the tokens at the indices ``trained`` are trained."""
+    ids = torch.zeros(1, width, dtype=torch.long)
+    ids[0, : len(row)] = torch.tensor(row)
+    mask = (torch.arange(width) < len(row)).long()[None]
+    labels = torch.full_like(ids, -100)
+    labels[0, trained] = ids[0, trained]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def test_exact_match_compares_the_last_answer_with_what_follows_all_before(
+    gpt2: str, word_tokenizer: Any
+) -> None:
+    task = CausalLM(("exact_match",), max_new_tokens=6)
+    model = task.load(gpt2)
+    first, question = [5, 6, 7, 1], [8, 9]  # the first answer is a part of the prompt
+    answer = continued(model, first + question, 6)
+    rows = [
+        conversation([*first, *question, *answer], [2, 3, *range(6, 6 + len(answer))], 14),
+        conversation([*first, *question, 4, 1], [2, 3, 6, 7], 14),
+    ]
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        loss, outputs = task.step(model, batch)
+        metrics = task.build_metrics(stage="test")
+        task.update(metrics, model, batch, outputs, tokenizer=word_tokenizer)
+        samples = task.samples(model, batch, tokenizer=word_tokenizer)
+    found = metrics.compute()
+    assert float(found["exact_match"]) == 0.5
+    assert float(found["perplexity"]) == pytest.approx(math.exp(float(loss)), rel=1e-5)
+    text = word_tokenizer.decode(answer, skip_special_tokens=True)
+    assert [row["generated"] for row in samples] == [text, text]
+    assert [row["target"] for row in samples] == [text, word_tokenizer.decode([4])]
+    assert samples[0]["prompt"] == word_tokenizer.decode(first + question)
+
+
+def test_generation_is_off_in_validation_unless_it_is_asked_for() -> None:
+    task = CausalLM(("exact_match",))
+    assert task.monitor == "perplexity" and task.mode == "min"
+    assert set(task.build_metrics(stage="val")) == {"perplexity"}
+    assert set(task.build_metrics(stage="test")) == {"perplexity", "exact_match"}
+    task = CausalLM(("exact_match",), generate_in_validation=True)
+    assert task.monitor == "exact_match" and task.mode == "max"
+    assert set(task.build_metrics(stage="val")) == {"perplexity", "exact_match"}
+    assert CausalLM(["perplexity", "exact_match"], generate_in_validation=True).mode == "min"
+    with pytest.raises(ValueError, match="unknown metric 'exact_mach': did you mean 'exact_match'"):
+        CausalLM(("exact_mach",))
+
+
+def test_generation_stops_at_the_tokens_of_stop(gpt2: str, word_tokenizer: Any) -> None:
+    model = CausalLM().load(gpt2)
+    batch = unended(word_tokenizer, ["three"])
+    (whole,) = CausalLM(max_new_tokens=6).predict(model, batch, tokenizer=word_tokenizer)
+    words = whole["text"].split()
+    assert len(words) > 2 and words[0] != words[1]
+    stopped = CausalLM(max_new_tokens=6, stop=words[1])
+    assert stopped == CausalLM(max_new_tokens=6, stop=[words[1]])
+    (short,) = stopped.predict(model, batch, tokenizer=word_tokenizer)
+    assert short["text"] == " ".join(words[:2])
+    with pytest.raises(ValueError, match="splits 'one two' of stop into"):
+        CausalLM(stop=("one two",)).predict(model, batch, tokenizer=word_tokenizer)
+
+
+def test_packed_rows_and_rows_without_labels_have_no_samples(
+    gpt2: str, word_tokenizer: Any
+) -> None:
+    task = CausalLM(("exact_match",))
+    model = task.load(gpt2)
+    batch = unended(word_tokenizer, PROMPTS[:1])
+    with pytest.raises(ValueError, match="the batch has none"):
+        task.samples(model, batch, tokenizer=word_tokenizer)
+    ids = batch["input_ids"]
+    packed = {"input_ids": ids, "labels": ids, "position_ids": torch.zeros_like(ids)}
+    with pytest.raises(ValueError, match="the rows of this batch are packed"):
+        task.samples(model, packed, tokenizer=word_tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_batch_without_trained_tokens_is_no_nan_in_half_precision(
+    gpt2: str, dtype: torch.dtype
+) -> None:
+    task = CausalLM()
+    model = task.load(gpt2, dtype=dtype)
+    batch = conversation([5, 6, 7, 1], [], 6)
+    loss, outputs = task.step(model, batch)
+    loss.backward()
+    assert loss.dtype == torch.float32 and float(loss) == 0
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
+    metrics = task.build_metrics()
+    task.update(metrics, model, batch, outputs)
+    metrics.update(torch.tensor(2.0), torch.tensor(3))  # another batch
+    assert float(metrics.compute()["perplexity"]) == pytest.approx(math.exp(2.0))
+
+
+def test_metrics_count_on_in_a_module_of_half_precision() -> None:
+    task = CausalLM(("exact_match",))
+    owner = torch.nn.ModuleDict({"test": task.build_metrics(stage="test").clone(prefix="test/")})
+    owner.to(torch.bfloat16)  # as Lightning's bf16-true
+    metrics = dict(owner["test"].items(keep_base=True, copy_state=False))
+    for part in range(3):
+        owner["test"].reset()
+        for _ in range(400):
+            metrics["exact_match"].update(torch.tensor([1.0, 0.0, 0.0]))
+            metrics["perplexity"].update(torch.tensor(1.0 + part), torch.tensor(7))
+        found = owner["test"].compute()
+        assert float(found["test/exact_match"]) == pytest.approx(1 / 3, rel=1e-6)
+        assert float(found["test/perplexity"].log()) == pytest.approx(1.0 + part, rel=1e-5)

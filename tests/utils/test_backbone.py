@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedTokenizerFast
 
 from lightning_pelt.utils import backbone
 from lightning_pelt.utils.backbone import (
@@ -119,3 +119,10 @@ def test_the_packaged_copy_is_named_by_its_hub_id() -> None:
     assert public_name(resolve_backbone("all-MiniLM-L6-v2")) == MINILM
     assert public_name("some/model") == "some/model"
     assert public_name("/data/my_model") == "/data/my_model"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """transformers gives a tokenizer that reads every word as [UNK]."""
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no files of a tokenizer .*save_pretrained"):
+        load_tokenizer(str(tmp_path))

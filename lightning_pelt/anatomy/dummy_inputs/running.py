@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,10 +36,14 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def undisturbed(model: PreTrainedModel, *, portable: bool = True) -> Iterator[None]:
     """Run ``model`` in eval mode, and leave it and the global random state as they were.
 
     BigBird replaces its attentions at the first short input.
+
+    Args:
+        model: the model.
+        portable: whether to run without attention kernels, see :func:`portable_attention`.
     """
     before = [(module, dict(module._modules), _plain(module)) for module in model.modules()]
     kind = model.device.type
@@ -49,7 +53,7 @@ def undisturbed(model: PreTrainedModel) -> Iterator[None]:
         with (
             torch.random.fork_rng(devices, device_type=kind if devices else "cuda"),
             torch.device(model.device),  # trainers run configure_model with another default device
-            portable_attention(model),
+            portable_attention(model) if portable else nullcontext(),
         ):
             yield
     finally:

@@ -13,6 +13,7 @@ from lightning_pelt.attach.several.changes import Snapshot
 from lightning_pelt.attach.several.entry import Entry
 from lightning_pelt.attach.several.registry import Registry
 from lightning_pelt.attach.state_dict_hooks import SEVERAL
+from lightning_pelt.attach.without_values import refuse_several
 
 
 class Named:
@@ -27,8 +28,9 @@ class Named:
         """A registry for the model as it is.
 
         Raises:
-            ValueError: the model has a plan without a name.
+            ValueError: the model has a plan without a name, or is on the meta device.
         """
+        refuse_several(self.model)
         if ATTACHMENT in self.model.__dict__:
             raise ValueError(
                 "the model has a plan that was attached without a name: write it with "

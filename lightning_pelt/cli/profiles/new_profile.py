@@ -50,6 +50,7 @@ def new_profile_module(trained: PELTModule, recipe: PELTModule) -> NewProfileMod
         optimizer=recipe.optimizer,
         base_dropout=recipe.base_dropout,
         checkpoint_activations=recipe.checkpoint_activations,
+        head=trained.head,
         dtype=trained.dtype_of_base,
         seed=recipe.seed,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_pelt.exchange.adapterhub.families import Family
+from lightning_pelt.exchange.adapterhub.family import Family
 from lightning_pelt.exchange.adapterhub.pieces import Assignment
 from lightning_pelt.utils.adapterhub_format import (
     HUB_HEAD_CONFIG,

@@ -14,7 +14,8 @@ from lightning_pelt.anatomy import Anatomy, examine
 from lightning_pelt.attach.attach import attach, find_model
 from lightning_pelt.attach.attachment import ATTACHMENT, Attachment
 from lightning_pelt.exchange.adapterhub.bottleneck import bottleneck_pieces
-from lightning_pelt.exchange.adapterhub.families import Family, family_of
+from lightning_pelt.exchange.adapterhub.families import family_of
+from lightning_pelt.exchange.adapterhub.family import Family
 from lightning_pelt.exchange.adapterhub.heads import read_head
 from lightning_pelt.exchange.adapterhub.ia3 import ia3_pieces
 from lightning_pelt.exchange.adapterhub.kronecker import compacter_pieces
@@ -33,7 +34,8 @@ def load_adapterhub(model: nn.Module, folder: str | Path) -> Attachment:
 
     Bottleneck adapters (``seq_bn``, ``double_seq_bn``, ``par_bn``), Compacter(++), LoRA, (IA)3,
     prefixes, prompts, and unions of them such as UniPELT and MAM become a plan that computes the
-    same. Outputs were compared with those of adapters 1.3.0, to 1e-5, on the families of
+    same, with :class:`HubPrompt` and, on T5, :class:`HubPrefix` where the library places tokens
+    otherwise. Outputs were compared with those of adapters 1.3.0, to 1e-5, on the families of
     :data:`~lightning_pelt.exchange.adapterhub.families.FAMILIES`. What no plan computes is refused
     by name.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.exchange.adapterhub.families import LETTERS, QKV, Family
+from lightning_pelt.exchange.adapterhub.family import LETTERS, QKV, Family
 from lightning_pelt.exchange.adapterhub.pieces import (
     Assignment,
     Piece,

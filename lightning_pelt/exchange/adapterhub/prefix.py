@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.exchange.adapterhub.families import Family
+from lightning_pelt.exchange.adapterhub.family import Family
+from lightning_pelt.exchange.adapterhub.hub_prefix import HubPrefix
 from lightning_pelt.exchange.adapterhub.lora import chosen_blocks
 from lightning_pelt.exchange.adapterhub.pieces import (
     Assignment,
@@ -42,12 +43,6 @@ def prefix_pieces(settings: Settings, anatomy: Anatomy, name: str, family: Famil
         raise settings.refuse(
             "shared_gating", "keys and values of a prefix have one gate here, not two"
         )
-    if family.shifts:
-        raise settings.refuse(
-            "prefix_length",
-            f"AdapterHub counts the prefix in the relative positions of {anatomy.model_type}, "
-            "which Prefix does not shift. Train it again with attach(model, plan)",
-        )
     warn_of_training(settings)
     only = anatomy.stacks[0].name
     wanted: dict[str, dict[str, str]] = {}
@@ -56,18 +51,32 @@ def prefix_pieces(settings: Settings, anatomy: Anatomy, name: str, family: Famil
             wanted.setdefault(stack or only, {})[role] = location
     pieces: list[Piece] = []
     for stack, locations in wanted.items():
-        method = Prefix(
+        blocks = [block for block in chosen_blocks(settings, anatomy) if block[0] == stack]
+        if family.shifts and blocks:
+            _refuse_some_blocks(settings, anatomy, blocks)
+        method = (HubPrefix if family.shifts else Prefix)(
             length=settings["prefix_length"],
             mlp=None if settings["flat"] else settings["bottleneck_size"],
             sites=tuple(locations),
             gate=gate_here(settings["use_gating"]),
             name=name,
         )
-        blocks = [block for block in chosen_blocks(settings, anatomy) if block[0] == stack]
         if blocks:
             groups = groups_of(method, blocks, anatomy)
             pieces += [PrefixPiece(group, locations) for group in groups]
     return pieces
+
+
+def _refuse_some_blocks(
+    settings: Settings, anatomy: Anatomy, blocks: Sequence[tuple[str, int]]
+) -> None:
+    (name,) = {stack for stack, _ in blocks}
+    if len(blocks) < len(anatomy.stack(name).blocks):
+        raise settings.refuse(
+            "leave_out",
+            f"AdapterHub's {anatomy.model_type} loses its relative positions where a block with a "
+            "prefix follows one without, or the reverse. Train it again with attach(model, plan)",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_pelt.anatomy import Anatomy
-from lightning_pelt.exchange.adapterhub.families import Family
+from lightning_pelt.exchange.adapterhub.family import Family
 from lightning_pelt.exchange.adapterhub.hub_prompt import HubPrompt
 from lightning_pelt.exchange.adapterhub.pieces import Assignment, Piece, Placed
 from lightning_pelt.exchange.adapterhub.settings import Settings

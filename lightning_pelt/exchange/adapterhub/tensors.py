@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_pelt.anatomy import Anatomy, Site
-from lightning_pelt.exchange.adapterhub.families import Family
+from lightning_pelt.exchange.adapterhub.family import Family
 
 IN_BLOCK = re.compile(r"^(.*)\.(adapters|loras|prefix_gates)\.([^.]+)\.(.+)$")
 OF_MODEL = re.compile(r"(?:^|\.)(prefix_tunings|prompt_tunings|shared_parameters)\.([^.]+)\.(.+)$")

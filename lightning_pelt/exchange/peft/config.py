@@ -32,6 +32,7 @@ READ = {
         *("r", "rank_pattern", "use_rslora"),
     },
     "IA3": {"feedforward_modules"},
+    "MISS": {"init_weights", "layers_pattern", "layers_to_transform", "miss_dropout", "r"},
     "PROMPT_TUNING": {"num_transformer_submodules", "num_virtual_tokens"},
 }
 # Settings of an initialisation or of a run, which a trained adapter does not need.
@@ -41,6 +42,7 @@ UNUSED = {
         *("megatron_core", "qalora_group_size", "runtime_config"),
     },
     "IA3": {"init_ia3_weights"},
+    "MISS": {"mini_r"},
     "PROMPT_TUNING": {
         *("num_attention_heads", "num_layers", "prompt_tuning_init", "prompt_tuning_init_text"),
         *("token_dim", "tokenizer_kwargs", "tokenizer_name_or_path"),
@@ -68,6 +70,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "r": (int,),
     "lora_alpha": (int, float),
     "lora_dropout": (int, float),
+    "miss_dropout": (int, float),
     "use_rslora": (bool,),
     "rank_pattern": (dict, type(None)),
     "alpha_pattern": (dict, type(None)),
@@ -92,8 +95,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no ``adapter_config.json``.
-        ValueError: it is damaged, of another method than LoRA and (IA)3, or a variant of LoRA; the
-            message names the field and what to do instead.
+        ValueError: it is damaged, or of a method or a variant that cannot be loaded; the message
+            names the field and what to do instead.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -132,6 +135,11 @@ def _refuse_variants(path: Path, config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} has bias={config['bias']!r}: it trains biases of the base too, and LoRA here "
             f"does not. {MERGE}"
+        )
+    if config.get("init_weights", True) not in (True, False):
+        raise ValueError(
+            f"{path} has init_weights={config['init_weights']!r}, a variant of MiSS that computes "
+            f"something else than the default, which MiSS here is. {MERGE}"
         )
     init = config.get("init_lora_weights")
     if not any(init is plain or init == plain for plain in PLAIN_INITS):

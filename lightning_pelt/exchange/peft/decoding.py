@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.anatomy.embeddings import EMBEDDING
 from lightning_pelt.attach.attachment import Attachment
 from lightning_pelt.exchange.peft.ia3 import set_vector
-from lightning_pelt.exchange.peft.lora import set_factors, width_of
+from lightning_pelt.exchange.peft.lora import width_of
+from lightning_pelt.exchange.peft.miss import set_matrix
 from lightning_pelt.exchange.peft.names import pattern_key
 from lightning_pelt.exchange.peft.targets import sites_of
-from lightning_pelt.exchange.peft.tensors import Contents
+from lightning_pelt.exchange.peft.tensors import Contents, refuse_shape
 from lightning_pelt.exchange.peft.weights import Weights
 from lightning_pelt.methods.base import Method
 from lightning_pelt.methods.ia3 import IA3
@@ -52,8 +54,9 @@ def lora_weights(
         sites, layer = sites_of(anatomy, path), model.get_submodule(path)
         A, B = pair["A"], pair["B"]
         r = _of(config, "r", "rank_pattern", path)
-        _refuse_shape(f"{path}.lora_A", A, (r, sites[0].d_in))
-        _refuse_shape(f"{path}.lora_B", B, (width_of(layer), r))
+        refuse_shape(f"{path}.lora_A", A, (r, sites[0].d_in))
+        width = sites[0].d_out if sites[0].role == EMBEDDING else width_of(layer)
+        refuse_shape(f"{path}.lora_B", B, (width, r))
         alpha = _of(config, "lora_alpha", "alpha_pattern", path)
         whole = LoRASettings(
             r, float(alpha), bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0)
@@ -67,15 +70,6 @@ def _of(config: Mapping[str, Any], name: str, pattern: str, path: str) -> Any:
     patterns = config.get(pattern) or {}
     key = pattern_key(patterns, path)
     return config.get(name, 8) if key is None else patterns[key]  # 8 is PEFT's default
-
-
-def _refuse_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(
-            f"size mismatch: {name} is {tuple(tensor.shape)} there, and {expected} is expected "
-            "here: the base has other widths than the one that it was trained on, or the rank in "
-            "the configuration is another"
-        )
 
 
 def _split(
@@ -132,7 +126,7 @@ def ia3_weights(
         sites, layer = sites_of(anatomy, path), model.get_submodule(path)
         on_input = vector.dim() == 2 and vector.shape[0] == 1 and width_of(layer) != 1
         shape = (1, sites[0].d_in) if on_input else (width_of(layer), 1)
-        _refuse_shape(f"{path}.ia3_l", vector, shape)
+        refuse_shape(f"{path}.ia3_l", vector, shape)
         values = vector.flatten()
         if on_input or sites[0].channels is None:
             found[sites[0]] = Weights(None, (values,), on_input)
@@ -158,9 +152,11 @@ def fill(attachment: Attachment, weights: Mapping[Site, Weights]) -> None:
     by_key = {(site.path, site.label.replace(".", "_")): site for site in weights}
     for submodule in attachment.all_submodules:
         module: Any = submodule
-        if hasattr(module, "down"):
+        if hasattr(module, "factors"):
             for key in module.keys:
-                set_factors(module, key, *weights[by_key[module.path, key]].tensors)
+                module.set_factors(key, *weights[by_key[module.path, key]].tensors)
+        elif hasattr(module, "D"):
+            set_matrix(module, *weights[module.site].tensors)
         elif hasattr(module, "P"):
             with torch.no_grad():
                 module.P.copy_(*weights[module.site].tensors)

@@ -51,23 +51,19 @@ class Pair:
 
 
 def factors_of(submodule: Any) -> Iterator[tuple[str, Factors]]:
-    """The keys and factors of the sites of one submodule; nothing for down-projections."""
-    if not hasattr(submodule, "down"):
+    """The keys and factors of the sites of one submodule; nothing for down-projections.
+
+    Raises:
+        ValueError: it is of another kind, such as that of stacked weights of experts.
+    """
+    if not hasattr(submodule, "factors"):
+        submodule.weight_updates()
         return
-    lows = submodule.down.A.detach().unflatten(0, (-1, submodule.rank))
     rows = {key: each.rows for key, each in zip(submodule.keys, submodule.output_rows, strict=True)}
-    for key, index, gate in zip(submodule.keys, submodule.indices, submodule.gates, strict=True):
-        B = getattr(submodule, f"B_{key}").detach()
+    for key, gate in zip(submodule.keys, submodule.gates, strict=True):
         scale = factor(gate, submodule.scale)
-        yield key, Factors(submodule.path, lows[index], B, rows[key], scale)
-
-
-@torch.no_grad()
-def set_factors(submodule: Any, key: str, A: Tensor, B: Tensor) -> None:
-    """Overwrite the factors of one site."""
-    index = submodule.indices[submodule.keys.index(key)]
-    submodule.down.A.unflatten(0, (-1, submodule.rank))[index].copy_(A)
-    getattr(submodule, f"B_{key}").copy_(B)
+        A, B = submodule.factors(key)
+        yield key, Factors(submodule.path, A, B, rows[key], scale)
 
 
 def pairs_of(attachment: Attachment, submodules: Iterable[Submodule]) -> dict[str, Pair]:
@@ -101,6 +97,13 @@ def _joined(layer: nn.Module, parts: Sequence[Factors]) -> Pair:
             stacked.append((part, wide))
     low = [part.A for part, _ in stacked]
     return Pair(torch.cat(low), torch.cat([wide for _, wide in stacked], 1), scale)
+
+
+def names_of(layer: nn.Module, path: str) -> dict[str, str]:
+    """The names of A and B of the layer at ``path`` in a file, where embeddings have their own."""
+    if isinstance(layer, nn.Embedding):
+        return {which: f"{path}.lora_embedding_{which}" for which in "AB"}
+    return {which: f"{path}.lora_{which}.weight" for which in "AB"}
 
 
 def _disjoint(part: Factors, other: Factors, joined: Tensor) -> bool:

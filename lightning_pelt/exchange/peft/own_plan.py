@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lightning_pelt.attach.attach import attach
 from lightning_pelt.attach.attachment import Attachment, find_attachment
 from lightning_pelt.exchange.peft.ia3 import set_vector
-from lightning_pelt.exchange.peft.lora import factors_of, set_factors
+from lightning_pelt.exchange.peft.lora import factors_of, names_of
+from lightning_pelt.exchange.peft.miss import set_matrix
 from lightning_pelt.exchange.peft.names import PREFIX
 from lightning_pelt.exchange.peft.tensors import PROMPT, Contents
 from lightning_pelt.exchange.peft.whole_modules import Whole
@@ -67,15 +68,17 @@ def attach_own(
         attachment = attach(model, plan, head=file.whole.head, example_inputs=example_inputs)
     except ValueError:
         return None
-    parameters = [p for group in attachment.parameter_groups().values() for p in group]
-    values = [parameter.detach().clone() for parameter in parameters]
+    groups = attachment.parameter_groups().values()
+    buffers = [b for module in attachment.all_submodules for b in module.buffers()]
+    tensors = [*(parameter for group in groups for parameter in group), *buffers]
+    values = [tensor.detach().clone() for tensor in tensors]
     if _fill(attachment, file.contents) and _is_same(attachment, file.config, file.contents):
         return attachment
     if before is None:
         attachment.detach()
     with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
     return None
 
 
@@ -92,13 +95,16 @@ def _fill(attachment: Attachment, contents: Contents) -> bool:
                 _fill_prompt(submodule, contents.prompt)
             if hasattr(submodule, "vector"):
                 _fill_vector(submodule, contents.ia3)
+            if hasattr(submodule, "D"):
+                _fill_matrix(submodule, contents.miss)
             for key, part in list(factors_of(submodule)):
                 pair = contents.lora[part.path]
                 start = used.get(part.path, 0)
                 used[part.path] = end = start + len(part.A)
                 rows = slice(None) if part.rows is None else part.rows
                 B = pair["B"][rows][:, start:end] * (scales[part.path] / part.scale)
-                set_factors(submodule, key, pair["A"][start:end], B)
+                owner: Any = submodule
+                owner.set_factors(key, pair["A"][start:end], B)
     except (KeyError, RuntimeError, ZeroDivisionError):  # other layers, or other shapes
         return False
     return True
@@ -117,6 +123,12 @@ def _fill_vector(submodule: Any, vectors: Mapping[str, Tensor]) -> None:
     set_vector(submodule, values if rows is None else values[rows])
 
 
+def _fill_matrix(submodule: Any, matrices: Mapping[str, Tensor]) -> None:
+    rows = submodule.output_rows.rows
+    D = matrices[submodule.site.path]
+    set_matrix(submodule, D if rows is None else D[:, rows])
+
+
 def _is_same(attachment: Attachment, config: Mapping[str, Any], contents: Contents) -> bool:
     """Whether the attachment would be written with the same adapter as in the file."""
     try:
@@ -125,12 +137,14 @@ def _is_same(attachment: Attachment, config: Mapping[str, Any], contents: Conten
         return False
     if any(again.get(name) != config.get(name) for name in DECISIVE):
         return False
+    model = attachment.model
     given = {
-        f"{PREFIX}{path}.lora_{which}.weight": tensor
+        names_of(model.get_submodule(path), f"{PREFIX}{path}")[which]: tensor
         for path, pair in contents.lora.items()
         for which, tensor in pair.items()
     }
     given |= {f"{PREFIX}{path}.ia3_l": tensor for path, tensor in contents.ia3.items()}
+    given |= {f"{PREFIX}{path}.miss_block": tensor for path, tensor in contents.miss.items()}
     given |= {} if contents.prompt is None else {PROMPT: contents.prompt}
     whole = {PREFIX + name for name in contents.rest}
     ours = {name: tensor for name, tensor in tensors.items() if name not in whole}

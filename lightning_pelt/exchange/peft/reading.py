@@ -23,6 +23,7 @@ from lightning_pelt.exchange.peft.decoding import (
     make_ia3,
     make_lora,
 )
+from lightning_pelt.exchange.peft.miss import make_miss, miss_weights
 from lightning_pelt.exchange.peft.names import modules_of_base
 from lightning_pelt.exchange.peft.own_plan import File, attach_own, own_plan
 from lightning_pelt.exchange.peft.placing import plan_for
@@ -35,10 +36,12 @@ from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.backbone import public_name
 from lightning_pelt.utils.files import naming_file
 from lightning_pelt.utils.formats import PEFT, expect_format
+from lightning_pelt.utils.hub_commit import commit_of
 
 READERS = {
     "LORA": ("lora", lora_weights, make_lora),
     "IA3": ("ia3", ia3_weights, make_ia3),
+    "MISS": ("miss", miss_weights, make_miss),
     "PROMPT_TUNING": ("prompt", prompt_weights, make_prompt),
 }
 
@@ -52,7 +55,7 @@ def load_peft(
 ) -> Attachment:
     """Attach an adapter that PEFT or ``save_peft`` wrote, and load its weights.
 
-    LoRA, (IA)3 and the prompts of some encoder-decoders can be loaded, with rsLoRA,
+    LoRA, (IA)3, MiSS and the prompts of some encoder-decoders can be loaded, with rsLoRA,
     ``rank_pattern``, ``alpha_pattern``, any form of ``target_modules``, ``layers_to_transform``,
     and ``modules_to_save`` (a head, norms). The plan has groups where ranks or targets differ from
     block to block. In a fused projection, such as GPT-2's, the queries, keys and values get a LoRA
@@ -92,7 +95,7 @@ def load_peft(
     name, weights_of, make = READERS[config["peft_type"].upper()]
     with naming_file(file):
         modules = modules_of_base(root)
-        check_targets(config, modules, [*contents.lora, *contents.ia3])
+        check_targets(config, modules, [*contents.lora, *contents.ia3, *contents.miss])
         anatomy = examine(root, example_inputs) if before is None else before.anatomy
         weights = weights_of(config, contents, (root, anatomy))
         if not weights:
@@ -141,7 +144,7 @@ def _load(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 def _compare_names(model: PreTrainedModel, config: Mapping[str, Any], *, strict: bool) -> None:
     """Compare the name of the base with that of the model, where both have one."""
     saved, here = config.get("base_model_name_or_path"), model.name_or_path
-    revision = getattr(model.config, "_commit_hash", None)
+    revision = commit_of(model.config)
     differing = []
     if saved and here and public_name(saved) != public_name(here):
         differing.append(f"{saved!r} there, {here!r} here")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from lightning_pelt.anatomy import Anatomy, Site
+from lightning_pelt.anatomy.embeddings import EMBEDDING
 from lightning_pelt.exchange.peft.names import in_saved, layer_of, targets
 
 ALL_LINEAR = "all-linear"
@@ -64,16 +65,18 @@ def is_target(config: Mapping[str, Any], path: str) -> bool:
 
 
 def sites_of(anatomy: Anatomy, path: str) -> list[Site]:
-    """The sites of a linear layer: one, or those of a fused projection.
+    """The sites of a layer: one, or those of a fused projection.
 
     Raises:
-        ValueError: the layer is no site, such as a vocabulary projection or a head.
+        ValueError: the layer is no site, such as a head.
     """
-    sites = [site for site in anatomy.sites if site.is_linear and site.path == path]
+    every = [*anatomy.sites, *anatomy.embeddings]
+    layers = [site for site in every if site.is_linear or site.role == EMBEDDING]
+    sites = [site for site in layers if site.path == path]
     if not sites:
         raise ValueError(
-            f"it extends {path}, where no method can be attached here: it is an embedding, a "
-            "vocabulary projection, a head, or a layer that did not run in the trial of the "
+            f"it extends {path}, where no method can be attached here: it is an embedding of "
+            "something else than words, a head, or a layer that did not run in the trial of the "
             "model. Load the adapter with PEFT, call merge_and_unload(), and save the merged model"
         )
     return sites

@@ -20,6 +20,9 @@ PROMPT = "prompt_embeddings"
 TENSORS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 HEADER = "lightning_pelt.plan"  # in the metadata of the tensors: the plan, for the way back
 LORA = re.compile(r"(?P<path>.+)\.lora_(?P<which>[AB])(?:\.(?!weight$)[^.]+)?\.weight")
+WORDS = re.compile(r"(?P<path>.+)\.lora_embedding_(?P<which>[AB])(?:\.[^.]+)?")
+TABLE = ".base_layer.weight"  # of an extended embedding, which PEFT saves beside its LoRA
+MISS = re.compile(r"(?P<path>.+)\.miss_block(?:\.[^.]+)?")
 IA3 = re.compile(r"(?P<path>.+)\.ia3_l(?:\.[^.]+)?")
 OTHER = re.compile(r"\.(lora|ia3|ada|vera|hada|lokr|oft|boft|hra|loha)_\w+")
 
@@ -31,6 +34,7 @@ class Contents:
     Attributes:
         lora: A (r, d_in) and B (d_out, r), by ``A`` and ``B``.
         ia3: (1, d_in) or (d_out, 1).
+        miss: (r, d_out).
         prompt: (length, width); None if there is none.
         rest: of modules that were saved as a whole, by their names in the model.
         plan: the configuration of the plan of which this library wrote the file; None if it did
@@ -39,6 +43,7 @@ class Contents:
 
     lora: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     ia3: dict[str, Tensor] = field(default_factory=dict)
+    miss: dict[str, Tensor] = field(default_factory=dict)
     prompt: Tensor | None = None
     rest: dict[str, Tensor] = field(default_factory=dict)
     plan: Any = None
@@ -84,17 +89,19 @@ def _sorted(path: Path, given: Mapping[str, Any], header: Mapping[str, str]) -> 
     for name, tensor in given.items():
         short = name.removeprefix(PREFIX)
         _refuse_value(path, short, tensor)
-        if lora := LORA.fullmatch(short):
+        if lora := LORA.fullmatch(short) or WORDS.fullmatch(short):
             found.lora.setdefault(lora["path"], {})[lora["which"]] = tensor
         elif ia3 := IA3.fullmatch(short):
             found.ia3[ia3["path"]] = tensor
+        elif miss := MISS.fullmatch(short):
+            found.miss[miss["path"]] = tensor
         elif short == PROMPT:
             found.prompt = tensor
         elif OTHER.search(short):
             raise ValueError(
-                f"{path} holds {name}, which is no matrix A or B of a LoRA on a linear layer and "
-                "no vector of (IA)3: it belongs to an embedding or to another method. Load it "
-                "with PEFT, call merge_and_unload(), and save the merged model"
+                f"{path} holds {name}, which is no matrix A or B of a LoRA on a linear layer or an "
+                "embedding, no vector of (IA)3 and no matrix of MiSS: it belongs to another "
+                "method. Load it with PEFT, call merge_and_unload(), and save the merged model"
             )
         elif ".original_module." not in short:  # a copy of the base's tensor
             found.rest[re.sub(r"\.modules_to_save(\.default)?\.", ".", short)] = tensor
@@ -108,7 +115,9 @@ def _sorted(path: Path, given: Mapping[str, Any], header: Mapping[str, str]) -> 
 def _refuse_value(path: Path, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor")
-    if LORA.fullmatch(name) and (tensor.dtype not in FLOATS or tensor.dim() != 2):
+    if (LORA.fullmatch(name) or WORDS.fullmatch(name)) and (
+        tensor.dtype not in FLOATS or tensor.dim() != 2
+    ):
         raise ValueError(
             f"{path}: {name} has the dtype {tensor.dtype} and the shape {tuple(tensor.shape)}, "
             "expected a matrix of floats: the file is damaged, or parts of a sharded model were "
@@ -118,6 +127,20 @@ def _refuse_value(path: Path, name: str, tensor: Any) -> None:
         raise ValueError(
             f"{path}: {name} contains NaN or infinity: the run that saved it had diverged. Load "
             "an earlier checkpoint"
+        )
+
+
+def refuse_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise unless ``tensor`` has the shape ``expected``.
+
+    Raises:
+        ValueError: the message names the tensor.
+    """
+    if tuple(tensor.shape) != expected:
+        raise ValueError(
+            f"size mismatch: {name} is {tuple(tensor.shape)} there, and {expected} is expected "
+            "here: the base has other widths than the one that it was trained on, or the rank in "
+            "the configuration is another"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.attach.tensor_checks import refuse_unfit
 from lightning_pelt.exchange.peft.names import modules_of_base
 from lightning_pelt.exchange.peft.saved_modules import matches
+from lightning_pelt.exchange.peft.tensors import TABLE
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def check_whole(
     state = {plain(name) for name in tensor_names(model)}
     state = {name for name in state if CHILD not in name.split(".")}
     expected = {name for name in state if any(inside(name, path) for path in paths)}
+    given = _without_tables(model, given)
     if unknown := sorted(given.keys() - expected):
         raise ValueError(
             f"it holds {unknown[0]}, which is in none of its modules_to_save "
@@ -60,6 +63,31 @@ def check_whole(
         raise ValueError(f"it lacks {lacking[0]}, which its modules_to_save name: it is incomplete")
     refuse_unfit(given, named_tensors(model))
     return _placed(model, anatomy, given, paths)
+
+
+def _without_tables(model: PreTrainedModel, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the tables of extended embeddings, which PEFT saves too, if they are the model's.
+
+    Raises:
+        ValueError: a table has other values than in the model.
+    """
+    here, kept = named_tensors(model), dict(given)
+    for name in [name for name in given if name.endswith(TABLE)]:
+        own = here.get(f"{name.removesuffix(TABLE)}.weight")
+        if own is None or own.shape != given[name].shape or not _equal(own, given[name]):
+            raise ValueError(
+                f"it holds {name}, the embeddings below its LoRA, with other values than the model "
+                "has: they were resized or trained too. Merge the adapter with PEFT's "
+                "merge_and_unload(), or load the base that it was trained on"
+            )
+        del kept[name]
+    return kept
+
+
+def _equal(own: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal up to the rounding of the coarser dtype."""
+    eps = max(torch.finfo(each.dtype).eps for each in (own, other))
+    return torch.allclose(own.detach().cpu().float(), other.float(), rtol=eps, atol=eps * 1e-3)
 
 
 def _placed(

@@ -18,7 +18,8 @@ from lightning_pelt.attach.beside import one_attachment, trained_beside
 from lightning_pelt.exchange.peft.config import CONFIG, VERSION
 from lightning_pelt.exchange.peft.gates import refuse_learned_gates
 from lightning_pelt.exchange.peft.ia3 import feedforward_names, vectors_of
-from lightning_pelt.exchange.peft.lora import fields_of, pairs_of
+from lightning_pelt.exchange.peft.lora import fields_of, names_of, pairs_of
+from lightning_pelt.exchange.peft.miss import matrices_of
 from lightning_pelt.exchange.peft.names import PREFIX, modules_of_base, name_exactly
 from lightning_pelt.exchange.peft.prompts import WAY_OUT, write_prompt
 from lightning_pelt.exchange.peft.renaming import refuse_names_of_experts, refuse_renamed
@@ -31,12 +32,12 @@ from lightning_pelt.utils.formats import ADAPTERHUB, OURS, format_of
 def save_peft(model: nn.Module, folder: str | Path) -> Path:
     """Write an attached model in the format of PEFT 0.21.2, which PEFT, vLLM and SGLang read.
 
-    A plan of LoRA or of IA3 can be written, with any groups, names and sites, and one of a prompt
-    on T5, mT5, UMT5, BART and mBART. In a fused projection
-    the LoRAs of several sites become one of the sum of their ranks. Constant gates
-    (``Gate(learned=False)``) are folded in. Head and trained norms become ``modules_to_save``.
-    Where ranks or scales differ from layer to layer, the file has a ``rank_pattern`` and an
-    ``alpha_pattern``, which some readers other than PEFT ignore.
+    A plan of LoRA, of IA3 or of MiSS can be written, with any groups, names and sites, and one of a
+    prompt on T5, mT5, UMT5, BART and mBART. In a fused projection the LoRAs of several sites become
+    one of the sum of their ranks, and a LoRA from PiSSA's start becomes an ordinary one of twice
+    its rank. Constant gates (``Gate(learned=False)``) are folded in. Head and trained norms
+    become ``modules_to_save``. Where ranks or scales differ from layer to layer, the file has a
+    ``rank_pattern`` and an ``alpha_pattern``, which some readers other than PEFT ignore.
 
     Args:
         model: an attached model, or a module that holds one.
@@ -117,7 +118,7 @@ def encode(attachment: Attachment) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _methods_of_one_kind(attachment: Attachment) -> list[dict[str, Any]]:
-    """The configurations of the methods of the plan, which are all LoRA or all IA3."""
+    """The configurations of the methods of the plan, which are all of one class."""
     plan = attachment.plan
     if plan.train_base:
         raise ValueError(
@@ -144,6 +145,8 @@ def _methods_of_one_kind(attachment: Attachment) -> list[dict[str, Any]]:
 REASONS = {
     "Prefix": "PEFT puts its prefix into the cache, which shifts the positions of the tokens by "
     "its length; here they do not shift, so that the same keys and values give other outputs",
+    "HubPrefix": "PEFT's prefix has no relative positions",
+    "NewTokens": "rows of new tokens are not written in it here",
     "BitFit": "PEFT trains biases only beside a LoRA",
 }
 
@@ -169,8 +172,8 @@ def _lora(
     }
     tensors: dict[str, Tensor] = {}
     for path, pair in pairs.items():
-        layer = f"{PREFIX}{path}"
-        tensors |= {f"{layer}.lora_A.weight": pair.A, f"{layer}.lora_B.weight": pair.B}
+        names = names_of(attachment.model.get_submodule(path), f"{PREFIX}{path}")
+        tensors |= {names["A"]: pair.A, names["B"]: pair.B}
     refuse_renamed(attachment.model, tensors)
     return fields, tensors
 
@@ -194,13 +197,31 @@ def _ia3(
     return fields, {f"{PREFIX}{path}.ia3_l": vector.tensor for path, vector in vectors.items()}
 
 
+def _miss(
+    attachment: Attachment, methods: list[dict[str, Any]], modules: list[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    matrices = matrices_of(attachment, attachment.all_submodules)
+    refuse_names_of_experts(attachment.anatomy.model_type, matrices)
+    fields = {
+        "peft_type": "MISS",
+        "target_modules": name_exactly(matrices, modules),
+        "bias": "none",
+        "init_weights": True,
+        "miss_dropout": _dropout(methods),
+        "r": len(next(iter(matrices.values()))),
+    }
+    tensors = {f"{PREFIX}{path}.miss_block": matrix for path, matrix in matrices.items()}
+    refuse_renamed(attachment.model, tensors)
+    return fields, tensors
+
+
 def _prompt(
     attachment: Attachment, methods: list[dict[str, Any]], modules: list[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return write_prompt(attachment)
 
 
-KINDS = {"LoRA": _lora, "IA3": _ia3, "Prompt": _prompt}
+KINDS = {"LoRA": _lora, "IA3": _ia3, "MiSS": _miss, "Prompt": _prompt}
 
 
 def _transposed(attachment: Attachment, paths: Mapping[str, Any]) -> bool:
@@ -212,7 +233,7 @@ def _dropout(methods: list[dict[str, Any]]) -> float:
     found = sorted({float(method["dropout"]) for method in methods})
     if len(found) > 1:
         warnings.warn(
-            f"the plan has LoRAs with dropout {' and '.join(map(str, found))}, and PEFT has one "
+            f"the plan has methods with dropout {' and '.join(map(str, found))}, and PEFT has one "
             f"for all layers: the file has {found[0]}. Only training on with PEFT depends on it",
             stacklevel=4,
         )

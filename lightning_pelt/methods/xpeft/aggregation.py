@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_pelt.methods._bottleneck import extend
 from lightning_pelt.methods.gate import GateView
-from lightning_pelt.methods.submodule import refer
+from lightning_pelt.methods.submodule import keeping_values, refer
 from lightning_pelt.methods.xpeft.masks import Masks, SelectedMasks
 
 
@@ -107,6 +107,7 @@ class AggregatedAdapter(nn.Module):
         self.A, self.B, self.c = A, B, c
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        fn = keeping_values(fn)
         moved = super()._apply(fn, recurse)
         dtype = self.A.dtype
         self.A, self.B = (fn(tensor).to(dtype) for tensor in (self.A, self.B))

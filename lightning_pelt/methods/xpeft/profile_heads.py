@@ -34,8 +34,9 @@ class ProfileHeads(Submodule):
         last = _last_linear(model)
         # The model's head, and with it shape and device, is known only now.
         shape = (last.out_features, last.in_features + 1)
+        device = "cpu" if last.weight.is_meta else last.weight.device
         for _ in self.masks.logits:
-            self.own.append(nn.Parameter(torch.zeros(shape, device=last.weight.device)))
+            self.own.append(nn.Parameter(torch.zeros(shape, device=device)))
         return [last.register_forward_hook(self._add)]
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
