@@ -279,7 +279,7 @@ def test_t5_keeps_the_layers_whose_dtype_it_reads():
     assert found and not [path for path in found if path.endswith(".wo")]
     awaken(attach(model, Plan.uniform(LoRA(r=2, gate=Gate()))))
     with torch.no_grad():
-        assert output(model, inputs("t5", model)).isfinite().all()
+        assert output(model, inputs("t5")).isfinite().all()
 
 
 def test_evaluation_does_not_repack_layers_of_bitsandbytes():
