@@ -96,7 +96,8 @@ def load_pelt(
         _fit(found, attachment, added)
         return Predictor(model, attachment, saved.get("labels"), found)
     processor = parts.processor(kind.reads, processor)
-    return Predictor(model, attachment, saved.get("labels"), processor=processor)
+    words = parts.tokenizer(tokenizer) if kind.writes else None
+    return Predictor(model, attachment, saved.get("labels"), words, processor)
 
 
 def _refuse_checkpoint(source: str | Path) -> None:

@@ -15,11 +15,13 @@ class Kind(NamedTuple):
         task: name of transformers' pipeline, and of the task on the hub.
         reads: ``"text"``, ``"image"`` or ``"audio"``.
         cuts: whether a text that is too long is cut.
+        writes: whether the model writes words, so that sounds need the tokenizer too.
     """
 
     task: str
     reads: str
     cuts: bool = False
+    writes: bool = False
 
 
 TEXT_TO_TEXT = Kind("text2text-generation", "text", cuts=True)  # transformers 5 has no pipeline
@@ -42,6 +44,10 @@ _KINDS: tuple[tuple[Kind, Mapping[str, Any]], ...] = (
     (
         Kind("audio-classification", "audio"),
         modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    (
+        Kind("automatic-speech-recognition", "audio", writes=True),
+        modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     ),
     (Kind("feature-extraction", "text"), modeling_auto.MODEL_MAPPING_NAMES),
 )

@@ -88,13 +88,16 @@ class Predictor:
         own = {"text": "tokenizer", "image": "image_processor", "audio": "feature_extractor"}
         part = self.tokenizer if kind.reads == "text" else self.processor
         part = self._need(part, "tokenizer" if kind.reads == "text" else "processor")
+        parts = {own[kind.reads]: part}
+        if kind.writes:
+            parts["tokenizer"] = self._need(self.tokenizer, "tokenizer")
         spread = getattr(self.model, "hf_device_map", None) is not None
         make: Any = transformers.pipeline  # imported when it is first needed: it takes seconds
         return make(
             kind.task,
             model=self.model,
             device=None if spread else self.model.device,
-            **{own[kind.reads]: part},
+            **parts,
         )
 
     def _need(self, part: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import media
 import pytest
 import torch
 from exchange.small_base import (
@@ -31,6 +32,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     AutoModelForTokenClassification,
     BertConfig,
     BertForSequenceClassification,
@@ -40,7 +42,7 @@ from transformers import (
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
-    pipeline,
+    WhisperTokenizer,
 )
 
 from lightning_pelt import (
@@ -240,6 +242,29 @@ class TestOtherKinds:
             expected = model(**predictor.processor(image, return_tensors="pt")).logits.softmax(-1)
         assert predictor(image)[0]["label"] == LABELS[int(expected.argmax())]
         assert predictor.tokenizer is None
+
+    @pytest.mark.slow
+    def test_speech_is_recognised(self, tmp_path: Path) -> None:
+        folder = Path(media.whisper(tmp_path / "base"))
+        for file in folder.glob("token*"):
+            file.unlink()
+        words = ["<pad>", "<|endoftext|>", "<|startoftranscript|>", "<unk>", "l", "h"]
+        words += ["<|notimestamps|>", "<|transcribe|>", "<|translate|>"]
+        WhisperTokenizer(
+            vocab={word: i for i, word in enumerate(words)},
+            merges=[],
+            pad_token="<pad>",
+            unk_token="<unk>",
+        ).save_pretrained(folder)
+        model = tuned(AutoModelForSpeechSeq2Seq.from_pretrained(folder))
+        save_adapters(model, tmp_path / "a")
+        predictor = load_pelt(tmp_path / "a")
+        wave = media.tone("low", seconds=0.5)
+        sound = {"raw": wave, "sampling_rate": media.RATE}
+        features = predictor.processor(wave, sampling_rate=media.RATE, return_tensors="pt")
+        inputs = {**features, "decoder_input_ids": torch.tensor([[2, 4, 5]])}
+        torch.testing.assert_close(predictor.model(**inputs).logits, model(**inputs).logits)
+        assert list(predictor(sound, generate_kwargs={"max_new_tokens": 8})) == ["text"]
 
 
 def test_several_profiles_are_chosen_around_the_call(base: Path, tmp_path: Path) -> None:
