@@ -43,6 +43,7 @@ from transformers import (
     ViTImageProcessor,
     ViTModel,
     WhisperTokenizer,
+    pipeline,
 )
 
 from lightning_pelt import (
