@@ -22,7 +22,7 @@ from lightning_pelt.training.module import PELTModule
 
 # The classes whose arguments are the options of a group.
 GROUPS = {"model": PELTModule, "trainer": Trainer}
-MAX_OPTIONS, MAX_CLASSES = 24, 12  # names that a message lists
+MAX_OPTIONS, MAX_CLASSES = 24, 16  # names that a message lists
 
 # How jsonargparse refuses an unknown command, option, argument of a class, and class.
 COMMAND = re.compile(r"invalid choice: '([\w-]+)' \(choose from (.*)\)")

@@ -97,10 +97,10 @@ def test_every_command_ends_in_the_same_way(monkeypatch, capsys, backbone, name)
     if "profiles" in name:
         pytest.importorskip("sqlalchemy")
     command, reason = COMMANDS[name]
-    unknown = [f"--model.backbone={backbone}", *ROWS, "--model.task=TokenClassification"]
+    unknown = [f"--model.backbone={backbone}", *ROWS, "--model.task=Classifications"]
     printed = run(monkeypatch, capsys, *command, *unknown)
     assert printed.startswith(
-        f"lightning-pelt {name}: model.task: 'TokenClassification' is not a task (CausalLM, "
+        f"lightning-pelt {name}: model.task: 'Classifications' is not a task ("
     )
     assert printed.endswith("): did you mean 'Classification'?\n")
     assert len(printed.splitlines()) == 1

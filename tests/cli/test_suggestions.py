@@ -81,18 +81,19 @@ RECIPES = {
         "x.yaml: unknown option 'model.zzzz': there are model.backbone, model.plan, model.task,",
     ),
     "task": (
-        "model: {task: TokenClassification}",
-        "model.task: 'TokenClassification' is not a task (CausalLM, ... did you mean "
+        "model: {task: Classifications}",
+        "model.task: 'Classifications' is not a task (AudioClassification, ... did you mean "
         "'Classification'?",
     ),
     "data module as task": (
         "model: {task: TextClassification}",
-        "model.task: 'TextClassification' is a data module, not a task (CausalLM, ... TextToText)",
+        "model.task: 'TextClassification' is a data module, not a task (AudioClassification, "
+        "... TokenClassification)",
     ),
     "task with its package": (
         "model: {task: lightning_pelt.tasks.Clasification}",
-        "model.task: 'lightning_pelt.tasks.Clasification' is not a task (CausalLM, ... did you "
-        "mean 'Classification'?",
+        "model.task: 'lightning_pelt.tasks.Clasification' is not a task (AudioClassification, ... "
+        "did you mean 'Classification'?",
     ),
     "task as data": ("data: Classification", "data: 'Classification' is a task, not a data module"),
     "method as plan": ("model: {plan: LoRA}", "model.plan: 'LoRA' is a method, not a plan"),
@@ -116,7 +117,7 @@ RECIPES = {
     ),
     "options before their class": (
         "model: {task: {init_args: {metrics: [f1]}}}",
-        "model.task: name its class before its options (CausalLM, ",
+        "model.task: name its class before its options (AudioClassification, ",
     ),
     "number": ("model: {lr: high}", "model.lr: Expected a <class 'float'>. Got value: high"),
     "missing plan file": ("model: {plan: my.yaml}", "model.plan: there is no file my.yaml"),
