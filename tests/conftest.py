@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections import Counter
@@ -11,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
+import forked
 import pytest
 import torch
 from postgres import find_binaries, server
@@ -21,9 +21,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
 torch.set_num_threads(1)
-# A child must not collect what its parent left: the destructor of a process group waits there for
-# processes that the child does not have.
-os.register_at_fork(after_in_child=gc.freeze)
+forked.prepare()
 # Files with few long tests start first, so that no process waits for another at the end.
 LONG = ("distributed", "serving", "cli", "search", "benchmark", "profiles")
 
