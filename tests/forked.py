@@ -2,8 +2,8 @@
 
 A test process has threads (of loggers, servers and torch), and a child that is forked while one of
 them holds a lock may wait for it forever. That is rare, and in the tests alone: users fork from a
-script. Such a child ends with an error after a minute, and the test runs again, see ``--only-rerun``
-in ``pyproject.toml``.
+script. Such a child ends with an error after a minute, and the test runs again (``--only-rerun`` in
+``pyproject.toml``).
 """
 
 from __future__ import annotations
