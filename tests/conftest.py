@@ -73,13 +73,17 @@ def _sampled(item: pytest.Item) -> int:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Seed torch, and give back the environment and the working folder as they were."""
-    before = dict(os.environ)
+    before, grouped = dict(os.environ), torch.distributed.is_initialized()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-pelt"])
     torch.manual_seed(0)
     yield
     os.environ.clear()
     os.environ.update(before)
+    # Lightning leaves it. Processes forked later would take it for theirs, without its threads, and
+    # wait for each other forever.
+    if torch.distributed.is_initialized() and not grouped:
+        torch.distributed.destroy_process_group()
     _check_log_levels()
 
 
