@@ -108,7 +108,7 @@ def test_labels_that_are_no_tokens_are_refused(tmp_path: Path) -> None:
         preview(Sentences(t5(tmp_path / "t5")), 1)
 
 
-class TaggedWords(Sentences):
+class WordsOfTwoKinds(Sentences):
     """The class of every word is whether it has more than three letters."""
 
     def encode(self, rows: dict[str, list[Any]], split: str) -> dict[str, list[Any]]:
@@ -119,7 +119,7 @@ class TaggedWords(Sentences):
 
 
 def test_words_with_classes_are_trained_tokens(tmp_path: Path) -> None:
-    data = TaggedWords(t5(tmp_path / "t5"))
+    data = WordsOfTwoKinds(t5(tmp_path / "t5"))
     (row,) = cells(preview(data, 1))
     text = data.rows("train")["text"][0]
     assert " ".join(row[3].split()) == f"{{+{text}+}} </s>"
