@@ -11,7 +11,7 @@ import media
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -157,8 +157,3 @@ class TestFaults:
         found = data(vit, train=train, test=str(tmp_path / "test"))
         with pytest.raises(ValueError, match="unknown label 'bleu': did you mean 'blue'"):
             found.rows("test")
-
-
-def test_the_value_feature_of_files_is_stored_as_datasets_stores_images() -> None:
-    assert ImageFeature(decode=False).pa_type.names == ["bytes", "path"]
-    assert Value("binary").pa_type == ImageFeature.pa_type.field("bytes").type
