@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM
 
-from lightning_pelt.tasks._tokens import (
-    Perplexity,
-    check_generation,
-    count,
-    decode,
-    generate,
-    token_loss,
-)
-from lightning_pelt.tasks.base import Batch, Task, checked_metrics, collection, model_inputs
+from lightning_pelt.tasks._encoder_decoder import EncoderDecoderTask
+from lightning_pelt.tasks._tokens import check_generation
+from lightning_pelt.tasks.base import checked_metrics
 from lightning_pelt.tasks.classification import CLASS_METRICS, class_metric
 from lightning_pelt.tasks.regression import VALUE_METRICS
 
@@ -29,7 +23,7 @@ TEXT_METRICS = ("exact_match", *CLASS_METRICS, *VALUE_METRICS)
 
 
 @dataclass(frozen=True)
-class TextToText(Task):
+class TextToText(EncoderDecoderTask):
     """A target text per row, predicted token by token.
 
     Metrics compare generated texts with target texts: as strings, as label names (a text that is
@@ -61,95 +55,39 @@ class TextToText(Task):
     generate_in_validation: bool = True
 
     auto: ClassVar[Any] = AutoModelForSeq2SeqLM
-    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", checked_metrics(self.metrics, TEXT_METRICS))
         check_generation(self.max_new_tokens, self.num_beams)
 
-    @property
-    def monitor(self) -> str:
-        return self.metrics[0] if self.generate_in_validation else "perplexity"
+    def build_metric(self, name: str, labels: Sequence[str] | None) -> Metric:
+        """A metric of strings, of label names or of numbers.
 
-    def build_metrics(
-        self, labels: Sequence[str] | None = None, *, stage: str = "val"
-    ) -> MetricCollection:
-        generated = self.metrics if stage != "val" or self.generate_in_validation else ()
-        chosen = {name: _text_metric(name, labels) for name in generated}
-        # Each metric reads the texts differently, so metrics must not share states.
-        return collection({**chosen, "perplexity": Perplexity()}, compute_groups=False)
+        Raises:
+            ValueError: the metric compares label names, and there are none.
+        """
+        if name == "exact_match":
+            return MeanMetric()
+        if name in VALUE_METRICS:
+            return VALUE_METRICS[name]()
+        if not labels:
+            raise ValueError(
+                f"metric {name!r} compares label names, but there are no labels: pass "
+                "labels=[...], or use 'exact_match'"
+            )
+        return class_metric(name, labels)
 
-    def step(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
-        return teacher_forced(model, batch)
-
-    def update(
+    def compare(
         self,
-        metrics: MetricCollection,
-        model: PreTrainedModel,
-        batch: Batch,
-        outputs: Any,
+        metrics: Mapping[str, Metric],
+        guesses: Sequence[str],
+        targets: Sequence[str],
         *,
-        labels: Sequence[str] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        labels: Sequence[str] | None,
+        device: torch.device,
     ) -> None:
-        named = dict(metrics.items(keep_base=True, copy_state=False))
-        named.pop("perplexity").update(outputs.loss, count(batch["labels"]))
-        if not named:
-            return
-        guesses = self._texts(model, batch, tokenizer)
-        targets = decode(tokenizer, batch["labels"])
-        for name, metric in named.items():
-            metric.update(*_metric_inputs(name, guesses, targets, labels, batch["labels"].device))
-
-    def predict(
-        self,
-        model: PreTrainedModel,
-        batch: Batch,
-        *,
-        labels: Sequence[str] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> list[dict[str, Any]]:
-        """``{"text": generated}`` per row."""
-        return [{"text": text} for text in self._texts(model, batch, tokenizer)]
-
-    def _texts(
-        self, model: PreTrainedModel, batch: Batch, tokenizer: PreTrainedTokenizerBase | None
-    ) -> list[str]:
-        inputs = {k: v for k, v in model_inputs(batch).items() if not k.startswith("decoder_")}
-        ids = generate(
-            model,
-            tokenizer,
-            inputs,
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-        )
-        return decode(tokenizer, ids)
-
-
-def teacher_forced(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Any]:
-    """The loss per token of the labels, predicted from the labels before them, and the outputs."""
-    inputs, labels = model_inputs(batch), batch["labels"]
-    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if shift is None:  # Whisper and a few others shift labels inside forward only
-        inputs["labels"] = labels
-    elif "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = shift(labels=labels)
-    outputs = model(**inputs, use_cache=False)
-    outputs.loss = token_loss(outputs.logits, labels)
-    return outputs.loss, outputs
-
-
-def _text_metric(name: str, labels: Sequence[str] | None) -> Metric:
-    if name == "exact_match":
-        return MeanMetric()
-    if name in VALUE_METRICS:
-        return VALUE_METRICS[name]()
-    if not labels:
-        raise ValueError(
-            f"metric {name!r} compares label names, but there are no labels: pass labels=[...], or "
-            "use 'exact_match'"
-        )
-    return class_metric(name, labels)
+        for name, metric in metrics.items():
+            metric.update(*_metric_inputs(name, guesses, targets, labels, device))
 
 
 def _metric_inputs(

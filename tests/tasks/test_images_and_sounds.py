@@ -75,7 +75,7 @@ def test_words_are_learned(tmp_path: Path) -> None:
 class Heard(SpeechRecognition):
     """Hears what the test says."""
 
-    def _texts(self, model: Any, batch: Any, tokenizer: Any) -> list[str]:
+    def texts(self, model: Any, batch: Any, tokenizer: Any) -> list[str]:
         return ["Low, high high", "low"]
 
 
