@@ -44,10 +44,13 @@ class TaskSettings:
     """
 
     data: Callable[[str], RowsDataModule]
-    task: Task = field(default_factory=Classification)
+    # Not a Classification: a recipe that names another task would keep the default's metrics.
+    task: Task = None  # type: ignore[assignment]
     metric: str | None = None
 
     def __post_init__(self) -> None:
+        if self.task is None:
+            object.__setattr__(self, "task", Classification())
         metrics = getattr(self.task, "metrics", (self.task.monitor,))
         if self.monitor not in metrics:
             raise unknown(f"metric of {type(self.task).__name__}", self.metric, metrics)

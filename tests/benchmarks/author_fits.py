@@ -144,7 +144,7 @@ class Model(PELTModule):
                 for name in self.attachment.head:
                     self.model.get_parameter(name).copy_(self.initial_head[name])
 
-    def head(self) -> State:
+    def head_weights(self) -> State:
         """The weights of the head by name."""
         assert self.model is not None and self.attachment is not None
         return {name: self.model.get_parameter(name).detach() for name in self.attachment.head}

@@ -95,7 +95,7 @@ class Runs:
             for split, of_split in counts.items():
                 of_split |= score(model, self.shared, split, only=only)
         if setup.method is None:
-            save_file(dict(model.head()), self._weights(name, seed, "head"))
+            save_file(dict(model.head_weights()), self._weights(name, seed, "head"))
         if isinstance(setup.method, AdapterPerProfile):
             save_bank(bank_of(model), self._weights(name, seed, "bank"))
         return {**sizes(model, alone=setup.alone), **counts}
