@@ -113,6 +113,9 @@ class FixedPrefix(nn.Module):
     def gate_for(self, query: Tensor) -> Tensor | None:
         return self.gate
 
+    def extended_bias(self, bias: Tensor, length: int) -> Tensor:
+        return nn.functional.pad(bias, (length, 0))
+
 
 class Host(nn.Module):
     is_causal = False
