@@ -20,6 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # Tiny models gain nothing from threads, and two that share a core spend it waiting for each other.
+# A forked process would wait forever for threads of OpenMP that stayed in its parent; without the
+# variable, Lightning gives each rank a thread per core.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 forked.prepare()
 # Files with few long tests start first, so that no process waits for another at the end.
@@ -78,6 +81,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setattr("sys.argv", ["lightning-pelt"])
     torch.manual_seed(0)
     yield
+    torch.set_num_threads(1)
     os.environ.clear()
     os.environ.update(before)
     # Lightning leaves it. Processes forked later would take it for theirs, without its threads, and
