@@ -37,6 +37,7 @@ PLANS = {
         [Compacter(bottleneck=8, rule_std=0.1), Prompt(length=3), LoRA()], norms=True
     ),
 }
+COMPILED = {"backend": "eager", "dynamic": True}  # the graphs are the same with every backend
 GLOBAL_BATCH, STEPS, HALF = 4, 20, 8  # HALF lies within the second epoch of five batches
 
 
@@ -71,10 +72,12 @@ def fit(
     strategy: str | Strategy = "auto",
     devices: int = 1,
     resume: Path | None = None,
+    compile: bool | dict[str, Any] = False,
     **options: Any,
 ) -> None:
     """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps."""
-    module = PELTModule(backbone, PLANS[plan], labels=LABELS, lr=2e-3, warmup=0.1)
+    rates: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1}
+    module = PELTModule(backbone, PLANS[plan], labels=LABELS, compile=compile, **rates)
     data = Sentences(backbone, batch_size=GLOBAL_BATCH // devices)
     keep = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
     saving = ModelCheckpoint(every_n_train_steps=4, **keep)
@@ -116,6 +119,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("backbone")
     parser.add_argument("half", type=Path)
+    parser.add_argument("--compiled", action="store_true", help="run that alone")
     asked = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -128,6 +132,9 @@ def main() -> None:
         )
         return {"strategy": strategy, "devices": 2}
 
+    if asked.compiled:
+        fit(asked.folder, asked.backbone, compile=COMPILED, **two())
+        return
     fit(asked.folder / "afresh", asked.backbone, **two())
     fit(asked.folder / "resumed", asked.backbone, resume=asked.half, **two())
     sharded = asked.folder / "sharded"

@@ -30,6 +30,9 @@ class PrefixSource(Protocol):
     @property
     def closed(self) -> bool: ...
 
+    @property
+    def shown(self) -> Tensor: ...
+
     def __call__(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def gate_for(self, query: Tensor) -> Tensor | float | None: ...
@@ -56,7 +59,9 @@ def attend(
     _refuse_numbered_keys(name, query, mask, kwargs)
     prefix_key, prefix_value = prefix(key, value)
     gate = prefix.gate_for(query)
-    if gate is not None and prefix.closed:
+    # Compiled code hides the columns: it would be compiled once more for each set of closed gates.
+    hides = gate is not None and torch.compiler.is_dynamo_compiling() and _hides(mask, name)
+    if gate is not None and not hides and prefix.closed:
         # No columns, rather than null tokens that absorb attention.
         read = (gate,) if isinstance(gate, Tensor) else ()  # a number has no gradient
         key = _with_null_gradients(key, prefix_key, prefix_value, *read)
@@ -65,6 +70,8 @@ def attend(
     mask = extend_mask(
         mask, length, module=module, query=query, keys=keys, name=name, kwargs=kwargs
     )
+    if hides:
+        mask = _hide_unless(prefix.shown, mask, length, query, keys)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = prefix.extended_bias(kwargs["position_bias"], length)
     if isinstance(gate, Tensor) and gate.shape[1] > 1:
@@ -218,6 +225,22 @@ def _causal_mask(
     rows = torch.arange(queries, device=query.device)[:, None]
     visible = rows >= torch.arange(keys, device=query.device)[None]
     return F.pad(visible, (length, 0), value=True)[None, None]
+
+
+def _hides(mask: Any, name: str) -> bool:
+    """Whether columns can be hidden in the mask that is given to the function called ``name``."""
+    return isinstance(mask, Tensor) or (mask is None and "sdpa" in name)
+
+
+def _hide_unless(
+    shown: Tensor, mask: Tensor | None, length: int, query: Tensor, keys: int
+) -> Tensor:
+    """mask (..., length + S) that hides the first ``length`` columns unless ``shown``, () bool."""
+    if mask is None:
+        mask = torch.ones(1, 1, 1, length + keys, dtype=torch.bool, device=query.device)
+    hidden = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+    prefixed = torch.arange(length + keys, device=mask.device) < length
+    return mask.masked_fill(prefixed & ~shown, hidden)
 
 
 def _extend_block_mask(mask: Any, length: int, query: Tensor, keys: int) -> Any:

@@ -245,6 +245,12 @@ class PrefixKV(Submodule):
     def closed(self) -> bool:
         return self.gate is not None and self.gate.open == 0
 
+    @property
+    def shown(self) -> Tensor:
+        """() bool on the device of the gate, which it must have: the opposite of ``closed``."""
+        assert self.gate is not None
+        return self.gate.layer.open[self.gate.index] > 0
+
     def gate_for(self, query: Tensor) -> Tensor | float | None:
         """The gate of the tokens of ``query`` (B, heads, T, d): (B, 1, 1) pooled, or (B, T, 1).
 

@@ -25,6 +25,7 @@ from lightning_pelt.plans import Plan, UniPELT, from_config
 from lightning_pelt.plans.require import require_plan
 from lightning_pelt.tasks import Classification, Task
 from lightning_pelt.training.checkpoint_io import write_whole_files
+from lightning_pelt.training.compiled import check_compile, compile_model
 from lightning_pelt.training.copies import copy_again
 from lightning_pelt.training.fsdp import shard
 from lightning_pelt.training.learning_check import LearningCheck
@@ -76,6 +77,9 @@ class PELTModule(LightningModule):
             pretraining. The head and the submodules always train in train mode.
         checkpoint_activations: recompute the activations of the blocks in backward instead of
             storing them.
+        compile: compile the model with its plan, with :func:`torch.compile`. ``{mode: max-autotune}``
+            gives its options. Gates that a schedule opens or closes, or that are pruned, need no
+            further compilation; batches of other lengths may.
         head: paths of the modules of the base that are trained and saved as a whole beside the
             plan, such as ``lm_head``, or ``[classifier, model.norm]``; ``none`` for no module. By
             default the head that the task adds, which such a list replaces: name it too where it is
@@ -108,6 +112,7 @@ class PELTModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         base_dropout: bool = True,
         checkpoint_activations: bool = False,
+        compile: bool | dict[str, Any] = False,
         head: str | list[str] | None = None,
         quantise: Quantisation | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
@@ -123,6 +128,7 @@ class PELTModule(LightningModule):
         self.optimizer = optimizer
         self.base_dropout = base_dropout
         self.checkpoint_activations = checkpoint_activations
+        self.compiling = check_compile(compile)
         self.head = head
         self.quantise = check_quantisation(quantise)
         self.dtype_of_base = dtype
@@ -140,6 +146,7 @@ class PELTModule(LightningModule):
                 "warmup": warmup,
                 "base_dropout": base_dropout,
                 "checkpoint_activations": checkpoint_activations,
+                "compile": self.compiling,
                 "head": head if head is None or isinstance(head, str) else list(head),
                 "quantise": quantise,
                 "dtype": dtype,
@@ -186,6 +193,7 @@ class PELTModule(LightningModule):
             model.gradient_checkpointing_enable()
         if self.device_mesh is not None:  # ModelParallelStrategy expects the module to shard
             shard(self.attachment, self.device_mesh)
+        compile_model(model, self.compiling)
         self.model = model
         keep_from_broadcasts(self)
         if self._trainer is not None:
@@ -301,6 +309,9 @@ class PELTModule(LightningModule):
             labels=self.labels,
             tokenizer=self.tokenizer if self.task.decodes else None,
         )
+
+    # A module that is compiled as a whole calls it as it is.
+    log = torch.compiler.disable(LightningModule.log)
 
     def forward(self, **inputs: Tensor) -> Any:
         """The outputs of the Hugging Face model, such as ``.logits``."""

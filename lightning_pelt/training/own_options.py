@@ -18,7 +18,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 KIND = "optimizer"  # the entry of a parameter group that names the optimizer's class
 # Hyperparameters that a resumed run may change.
-FREE = ("lr", "lrs", "weight_decay", "warmup", "base_dropout", "checkpoint_activations", "dtype")
+FREE = (
+    "lr",
+    "lrs",
+    "weight_decay",
+    "warmup",
+    "base_dropout",
+    "checkpoint_activations",
+    "compile",
+    "dtype",
+)
 
 
 class OwnSchedule(LambdaLR):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from twenty_steps import assert_same, fit, half, last
+from twenty_steps import COMPILED, assert_same, fit, half, last
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +32,13 @@ def test_from_one_to_two(tmp_path, tiny, one):
 
 def test_from_two_to_one(tmp_path, tiny, one, two):
     fit(tmp_path, tiny, resume=half(two))
+    assert_same(last(one), last(tmp_path))
+
+
+@pytest.mark.nightly
+def test_compiled(tmp_path, tiny, one):
+    compiled = {**COMPILED, "fullgraph": True}
+    fit(tmp_path, tiny, strategy="ddp_fork", devices=2, compile=compiled)
     assert_same(last(one), last(tmp_path))
 
 

@@ -59,6 +59,12 @@ def test_two_processes_take_the_same_steps(one, sharded, run):
     assert_same(last(one), last(sharded / run))
 
 
+@pytest.mark.nightly
+def test_compiled(tmp_path, tiny, one):
+    run_script(str(tmp_path), tiny, str(half(one)), "--compiled")
+    assert_same(last(one), last(tmp_path))
+
+
 @pytest.mark.slow
 def test_compacter_prompt_and_norms(one_compacter, sharded):
     assert_same(last(one_compacter), last(sharded / "compacter"))

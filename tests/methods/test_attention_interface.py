@@ -101,6 +101,7 @@ class FixedPrefix(nn.Module):
     """A prefix without a gate, or with one."""
 
     closed = False
+    shown = torch.tensor(True)
 
     def __init__(self, gate: Tensor | None = None) -> None:
         super().__init__()
