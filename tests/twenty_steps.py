@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from small import LABELS, Sentences, bert
-from torch.distributed.tensor import DTensor
 
 from lightning_pelt import (
     Compacter,
@@ -29,6 +28,7 @@ from lightning_pelt import (
     UniPELT,
 )
 from lightning_pelt.training.phases import Phase
+from lightning_pelt.utils.shards import is_shard
 
 # The second has what lies at the root, base weights that are trained, and two ways to be shared.
 PLANS = {
@@ -46,7 +46,7 @@ class Agree(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         for parameter in pl_module.parameters():
-            if parameter.requires_grad and not isinstance(parameter, DTensor):
+            if parameter.requires_grad and not is_shard(parameter):
                 everywhere = pl_module.all_gather(parameter.detach())
                 assert trainer.world_size == 1 or torch.equal(*everywhere)
 

@@ -23,6 +23,7 @@ from lightning_pelt.plans.plan import Plan
 from lightning_pelt.utils.adapter_format import TENSORS, write_adapters
 from lightning_pelt.utils.files import write_aside
 from lightning_pelt.utils.model_class import class_name
+from lightning_pelt.utils.shards import is_shard
 from lightning_pelt.utils.text_config import text_config
 
 
@@ -42,7 +43,7 @@ def save_adapters(model: nn.Module, folder: str | Path, *, fold: bool = False) -
         fold: write the prefixes instead of the prefix MLP, which only training needs.
 
     Raises:
-        ValueError: nothing is attached.
+        ValueError: nothing is attached, or the model is sharded over several processes.
         OSError: the disk is full or not writable.
 
     Example:
@@ -143,10 +144,22 @@ def _owned(attachment: Attachment, given: Mapping[str, Tensor] | None = None) ->
 
     A mark lets tensors that are head here replace those of a base that has them elsewhere.
     """
+    if given is None:
+        _refuse_shards(attachment)
     marked = attachment.frozen.particular
     state = attachment.model.state_dict() if given is None else given
     state = {plain(name): _copy(tensor) for name, tensor in state.items()}
     return {name + TRAINED if name in marked else name: t for name, t in state.items()}
+
+
+def _refuse_shards(attachment: Attachment) -> None:
+    sharded = [name for name, p in attachment.model.named_parameters() if is_shard(p)]
+    if sharded:
+        raise ValueError(
+            f"the model is sharded, and this process holds only a part of {plain(sharded[0])} and "
+            f"of {len(sharded) - 1} other tensors: save a checkpoint, load it in one process, such "
+            "as with PELTModule.load_from_checkpoint, and write the adapters there"
+        )
 
 
 def _copy(tensor: Tensor) -> Tensor:

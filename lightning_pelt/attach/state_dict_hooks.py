@@ -42,6 +42,7 @@ class Owner(Protocol):
 BACKBONE = "pelt_backbone"
 ADAPTER = "pelt_adapter"  # the entry for the name of the adapter, where there are several
 LOADING = "pelt_loading"  # the attribute of a model between the hooks before and after loading
+OUTSIDE = "pelt_outside"  # the attribute of a model whose base a wrapper drops
 SEVERAL = "pelt_adapters"  # the attribute of a model that refers to its named adapters
 
 
@@ -54,12 +55,16 @@ def _attachment(module: nn.Module) -> Owner:
 
 def keep_owned(module: nn.Module, state: dict, prefix: str, metadata: dict[str, Any]) -> None:
     """State-dict hook: drop the frozen base below ``prefix``, and mark what was trained of it."""
-    attachment = _attachment(module)
-    metadata[BACKBONE] = attachment.fingerprint
+    metadata[BACKBONE] = _attachment(module).fingerprint
     if (several := module.__dict__.get(SEVERAL)) is not None:
         metadata[ADAPTER] = several.active
         several.tell_left_out()
-    owned, trained = attachment.owned, attachment.trained_base
+    if not module.__dict__.get(OUTSIDE):
+        _drop_base(module, state, prefix)
+
+
+def _drop_base(module: nn.Module, state: dict, prefix: str) -> None:
+    owned, trained = _attachment(module).owned, _attachment(module).trained_base
     for name, rest in below(state, prefix):
         if plain(rest) in owned:
             continue
@@ -142,6 +147,8 @@ def check(
 
 
 def _refuse_unfit(module: nn.Module, state: dict, prefix: str) -> None:
+    if module.__dict__.get(OUTSIDE):  # its parameters are flat, and FSDP1 compares them itself
+        return
     tensors = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -253,3 +260,20 @@ class Matching:
 
     def remove(self) -> None:
         self.handle.remove()
+
+
+class DropOutside:
+    """Drops the base of an attached model in the state dict of the wrapper that holds the model.
+
+    FSDP1 wraps modules from outside, and has to find the tensors of a unit in the state dict before
+    it gives them back, after the hooks of the modules inside.
+    """
+
+    def __init__(self, outer: nn.Module, model: nn.Module) -> None:
+        self.model = model
+        (self.path,) = (plain(f"{n}.") for n, each in outer.named_modules() if each is model)
+        model.__dict__[OUTSIDE] = True
+        outer.register_state_dict_post_hook(self)
+
+    def __call__(self, outer: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
+        _drop_base(self.model, state, prefix + self.path)

@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_pelt.attach import attachment_of, find_attachment, find_model
@@ -20,6 +19,7 @@ from lightning_pelt.plans import Plan
 from lightning_pelt.plans.require import require_plan
 from lightning_pelt.training.checkpoint_io import write_whole_files
 from lightning_pelt.training.copies import copy_again
+from lightning_pelt.training.fsdp1 import prepare_fsdp1
 from lightning_pelt.training.learning_check import LearningCheck
 from lightning_pelt.training.lengths import LengthGuard
 from lightning_pelt.training.packed_batches import PackedGuard
@@ -28,6 +28,7 @@ from lightning_pelt.training.quantised_base import keep_from_broadcasts
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
 from lightning_pelt.training.tuners import refuse_finder_on_resume
+from lightning_pelt.utils.shards import is_shard
 
 
 class PELTCallback(Callback):
@@ -97,6 +98,7 @@ class PELTCallback(Callback):
         if stage == "fit" and trainer.global_step == 0:
             self.step_seed.seed = None  # of an earlier run
         write_whole_files(trainer)
+        prepare_fsdp1(trainer)
         _Run.begin(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -264,7 +266,7 @@ def _refuse_shards(module: LightningModule, model: PreTrainedModel) -> None:
     Raises:
         ValueError: the model has sharded parameters.
     """
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if any(map(is_shard, model.parameters())):
         raise ValueError(
             f"{type(module).__name__} shards its model in configure_model before the plan "
             "is attached: call lightning_pelt.attach(model, plan) there, with the plan of "

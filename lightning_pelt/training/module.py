@@ -28,6 +28,7 @@ from lightning_pelt.training.checkpoint_io import write_whole_files
 from lightning_pelt.training.compiled import check_compile, compile_model
 from lightning_pelt.training.copies import copy_again
 from lightning_pelt.training.fsdp import shard
+from lightning_pelt.training.fsdp1 import prepare_fsdp1
 from lightning_pelt.training.learning_check import LearningCheck
 from lightning_pelt.training.lengths import check_batch, check_rows, most_tokens
 from lightning_pelt.training.monitors import check_monitors
@@ -77,9 +78,9 @@ class PELTModule(LightningModule):
             pretraining. The head and the submodules always train in train mode.
         checkpoint_activations: recompute the activations of the blocks in backward instead of
             storing them.
-        compile: compile the model with its plan, with :func:`torch.compile`. ``{mode: max-autotune}``
-            gives its options. Gates that a schedule opens or closes, or that are pruned, need no
-            further compilation; batches of other lengths may.
+        compile: compile the model with its plan; ``{mode: max-autotune}`` gives options of
+            :func:`torch.compile`. Gates that a schedule opens or closes, or that are pruned, need
+            no further compilation; batches of other lengths may.
         head: paths of the modules of the base that are trained and saved as a whole beside the
             plan, such as ``lm_head``, or ``[classifier, model.norm]``; ``none`` for no module. By
             default the head that the task adds, which such a list replaces: name it too where it is
@@ -170,6 +171,7 @@ class PELTModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         write_whole_files(self.trainer)
+        prepare_fsdp1(self.trainer)
         self.packed = PackedBatches()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "predict" and isinstance(data, RowsDataModule):

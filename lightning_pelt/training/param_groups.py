@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_pelt.attach import NORM
 from lightning_pelt.attach.names import plain
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.shards import is_flat, is_shard
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -93,7 +94,7 @@ def make_portable(
     """Change the states of optimizers so that they resume under any strategy.
 
     Parameters are saved by name instead of by index. An index counts the parameters of the
-    optimizer, but under FSDP2 Lightning counts those of the whole model, frozen ones included; both
+    optimizer, but under FSDP Lightning counts those of the whole model, frozen ones included; both
     read names. Parameters that a schedule has held so far have no state yet. They get the zeros
     that Adam starts from, because FSDP2 would count a first step for them. Frozen parameters, which
     ``AdamW(self.parameters())`` holds as well, have no state and get none.
@@ -111,8 +112,8 @@ def make_portable(
         known = {parameter: plain(name) for name, parameter in module.named_parameters()}
         outside = [parameter for parameter in held if parameter not in known]
         names = known | {parameter: f"{OUTSIDE}{i}" for i, parameter in enumerate(outside)}
-        sharded = any(isinstance(parameter, DTensor) for parameter in held)
-        by_index = list(known) if sharded else held
+        flat = any(map(is_flat, held))  # of FSDP1, for which the zeros are there
+        by_index = list(known) if any(map(is_shard, held)) else held
         for saved, group in zip(state["param_groups"], groups, strict=True):
             saved["params"] = [names[parameter] for parameter in group]
         state["state"] = {
@@ -120,11 +121,12 @@ def make_portable(
             for key, value in state["state"].items()
         }
         for parameter in held:
-            if parameter.requires_grad:
-                _start_from_zero(state["state"], names[parameter], parameter)
+            if parameter.requires_grad and not flat:
+                start_from_zero(state["state"], names[parameter], parameter)
 
 
-def _start_from_zero(state: dict[str, dict[str, Any]], name: str, parameter: Tensor) -> None:
+def start_from_zero(state: dict[Any, dict[str, Any]], name: Any, parameter: Tensor) -> None:
+    """Add Adam's first state of ``parameter`` to ``state`` as ``name``, unless it has one."""
     like = next(iter(state.values()), {})
     if name not in state and like and like.keys() <= ZERO_AT_FIRST:
         state[name] = {key: _zeros(value, parameter) for key, value in like.items()}

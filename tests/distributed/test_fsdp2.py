@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +10,7 @@ import pytest
 import torch
 import twenty_steps
 from callbacks.tiny import Tiny, trainer
+from scripts import run_script
 from torch import distributed
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,29 +23,10 @@ from lightning_pelt import XPEFT, Group, PELTCallback, Plan, RandomBank, UniPELT
 from lightning_pelt.training.fsdp import shard
 
 
-def run_script(*arguments: str) -> None:
-    """The strategy starts its second process by running the script again, so it needs one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, twenty_steps.__file__, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:  # both processes: one may wait for the other for ever
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, output[-5000:]
-
-
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, tiny, one) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    run_script(str(folder), tiny, str(half(one)))
+    run_script(twenty_steps, str(folder), tiny, str(half(one)))
     return folder
 
 
@@ -61,7 +39,7 @@ def test_two_processes_take_the_same_steps(one, sharded, run):
 
 @pytest.mark.nightly
 def test_compiled(tmp_path, tiny, one):
-    run_script(str(tmp_path), tiny, str(half(one)), "--compiled")
+    run_script(twenty_steps, str(tmp_path), tiny, str(half(one)), "--compiled")
     assert_same(last(one), last(tmp_path))
 
 
