@@ -119,7 +119,7 @@ def extend(
     inner = ACTIVATIONS[activation](projections.down(h))
     inner = torch.cat([inner, inner.new_ones(1).expand(*inner.shape[:-1], 1)], -1)
     if gate is not None:
-        gate.layer(h)
+        gate.layer.compute(h)
         number = gate.number()
         inner = inner * (cast(gate.read(), inner.dtype) if number is None else number)
     return projections.add_up(output, inner)

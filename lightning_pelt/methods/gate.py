@@ -149,10 +149,20 @@ class GateLayer(KeepingSubmodule):
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         assert self.source is not None
-        self(argument(args, kwargs, self.source.argument))
+        self.compute(argument(args, kwargs, self.source.argument))
 
     def _read_output(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self(first_tensor(output))
+        self.compute(first_tensor(output))
+
+    def compute(self, x: Tensor) -> None:
+        """Compute the gates for ``x`` (B, T, width), and keep them for the submodules.
+
+        What the module returns is kept, not what it computes inside: DeepSpeed's ZeRO-3 gathers
+        its weights again for the gradients of that.
+        """
+        self.live.set(GateValues.of(self(x), len(self.names)))
+        if self.read is not None:
+            self.read.set(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, 1, n) pooled, (B, T, n) per token or where rows are packed."""
@@ -165,9 +175,6 @@ class GateLayer(KeepingSubmodule):
             gates, last = self._spread(pooled, gates), pooled.detach()
         if not exporting():
             self.seen[0] = last
-        self.live.set(GateValues.of(gates, len(self.names)))
-        if self.read is not None:
-            self.read.set(x)
         return gates
 
     def _by_token(self, x: Tensor) -> Tensor:
@@ -261,7 +268,7 @@ class GateView:
 
         For methods that define :meth:`~lightning_pelt.methods.base.Method.gate_width`.
         """
-        self.layer(x)
+        self.layer.compute(x)
         return self.read()
 
     def read(self) -> Tensor:
