@@ -6,14 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 
-def run_script(script: ModuleType, *arguments: str) -> None:
-    """Run a module as a script; a strategy starts its second process by running it again."""
+def run_script(script: ModuleType, *arguments: str, launcher: Sequence[str] = ()) -> None:
+    """Run a module as a script; a strategy starts its second process by running it again.
+
+    Args:
+        script: the module.
+        arguments: of the script.
+        launcher: options of Python in front of the script, such as ``-m`` and a launcher.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
-        [sys.executable, str(script.__file__), *arguments],
+        [sys.executable, *launcher, str(script.__file__), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
