@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -27,9 +28,8 @@ from lightning_pelt.profiles._errors import (
     named_errors,
     read_only,
 )
-from lightning_pelt.profiles._row_codec import decode
+from lightning_pelt.profiles._row_codec import decode, is_version
 from lightning_pelt.profiles._schema import (
-    deleted,
     history,
     info,
     is_writable,
@@ -39,6 +39,7 @@ from lightning_pelt.profiles._schema import (
 from lightning_pelt.profiles.profile import Profile, is_digest
 
 PAGE = 5000  # ids per query of an iteration
+RETIRED = "retired"  # key of the number below which a new profile does not start
 QUERY = 500  # ids that one query names
 _NOT_UTF8 = "\ufffd"  # takes the place of bytes that are not UTF-8
 # Writers run one after another; readers do not wait.
@@ -56,10 +57,7 @@ _ROWS_BY_ID = {
     )
     for table in (profiles, history)
 }
-_VERSIONS_BY_ID = {
-    table: select(table.c.id, table.c.version).where(table.c.id.in_(_IDS))
-    for table in (profiles, deleted)
-}
+_VERSIONS_BY_ID = select(profiles.c.id, profiles.c.version).where(profiles.c.id.in_(_IDS))
 
 Item = TypeVar("Item")
 ReadResult = tuple[str, int, Profile | str]  # id, version, and the profile or its damage
@@ -110,6 +108,18 @@ class Database:
         with named_errors(self.name), self.engine.begin() as connection:
             connection.exec_driver_sql(_LOCK[self.kind])
             yield connection
+
+    def erase(self) -> None:
+        """Remove the bytes of deleted rows from SQLite's log, or those of a server's tables."""
+        with named_errors(self.name), self._reader.connect() as connection:
+            if self.kind != "sqlite":
+                connection.exec_driver_sql(f"VACUUM {profiles.name}, {history.name}")
+            elif connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()[0]:
+                warnings.warn(
+                    f"{self.name}-wal still holds the bytes of deleted rows, since another process "
+                    "reads the store: they go with the next deletion, or when the last one closes",
+                    stacklevel=4,
+                )
 
     def read(self, table: Table, ids: Iterable[str]) -> list[ReadResult]:
         """All rows of ``table`` with these ids; ids without a row are left out."""
@@ -215,13 +225,30 @@ def bank_of(connection: Connection, name: str) -> str | None:
     raise DamagedStore(f"{name} is damaged: {found!r} is not the digest of a bank. {REMEDY}")
 
 
-def latest_versions(connection: Connection, table: Table, ids: Iterable[str]) -> dict[str, Any]:
-    """The version of each id, in a table with one row per id. A damaged one may be any value."""
+def latest_versions(connection: Connection, ids: Iterable[str]) -> dict[str, Any]:
+    """The latest version of each profile. A damaged one may be any value."""
     found: dict[str, Any] = {}
     for batch in chunks(ids, QUERY):
-        rows = connection.execute(_VERSIONS_BY_ID[table], {"ids": batch})
+        rows = connection.execute(_VERSIONS_BY_ID, {"ids": batch})
         found.update((id, version) for id, version in rows)
     return found
+
+
+def retired_version(connection: Connection, name: str) -> int:
+    """The largest number of a version of a deleted profile; 0 for none.
+
+    Later profiles start above it: a number is never used twice, and caches rely on that. It is all
+    that is kept of deleted profiles.
+
+    Raises:
+        DamagedStore: the stored value is not a number.
+    """
+    found = connection.execute(select(info.c.value).where(info.c.key == RETIRED)).scalar()
+    if found is None:
+        return 0
+    if isinstance(found, str) and found.isdecimal() and is_version(1 + int(found)):
+        return int(found)
+    raise DamagedStore(f"{name} is damaged: {found!r} is not the number of a version. {REMEDY}")
 
 
 def replace_rows(connection: Connection, rows: list[dict[str, Any]], before: Iterable[str]) -> None:

@@ -6,8 +6,11 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
+
+from lightning_pelt.utils.files import free_space
 
 MAX_NAMED = 10  # ids that a message names
 REMEDY = "import_shards() of an export restores all of its profiles in a new store"
@@ -136,7 +139,8 @@ def _named(name: str, error: BaseException) -> Exception:
     if is_one_of(_BUSY):
         return TimeoutError(f"{name} is in use by another process ({error}): try again later")
     if is_one_of(_FULL):
-        return OSError(f"{name} cannot be written, its disk is full: nothing was changed")
+        free = f" ({free_space(Path(name))} free)" if file else ""
+        return OSError(f"{name} cannot be written, its disk is full{free}: nothing was changed")
     if file and is_one_of(_NOT_OPEN):
         return OSError(f"{name} cannot be read or written ({error})")
     lost = type(error).__name__ == "OperationalError" and found == "None"

@@ -59,13 +59,6 @@ def _row_columns(*, versions_in_key: bool) -> list[Column[Any]]:
 # the table would be in the order of ids, and random ids would leave its pages one third empty.
 profiles = Table("xpeft_profiles", metadata, *_row_columns(versions_in_key=False))
 history = Table("xpeft_history", metadata, *_row_columns(versions_in_key=True))
-# The last version of deleted profiles. A number is never used twice, and caches rely on that.
-deleted = Table(
-    "xpeft_retired",
-    metadata,
-    Column("id", _ID, primary_key=True),
-    Column("version", Integer, nullable=False),
-)
 info = Table(
     "xpeft_store",
     metadata,
@@ -152,6 +145,7 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
     # An id with bytes that are not UTF-8 must not make the rows beside it unreadable.
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA secure_delete=ON")  # zeros in the place of deleted rows
     # The cache holds the ids of a million profiles. With this interval, a page that several
     # transactions change within 40 MB of log is written to the file once.
     connection.execute("PRAGMA cache_size=-32768")

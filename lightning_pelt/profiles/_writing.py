@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from lightning_pelt.profiles._engine import (
     QUERY,
+    RETIRED,
     Database,
     bank_of,
     chunks,
     latest_versions,
     replace_rows,
+    retired_version,
 )
 from lightning_pelt.profiles._errors import DamagedProfile
 from lightning_pelt.profiles._row_codec import (
@@ -21,10 +23,11 @@ from lightning_pelt.profiles._row_codec import (
     check_ids,
     check_rows,
     encode,
+    id_error,
     is_version,
     make_row,
 )
-from lightning_pelt.profiles._schema import deleted, history, info, profiles
+from lightning_pelt.profiles._schema import history, info, profiles
 from lightning_pelt.profiles.profile import Profile
 
 TRANSACTION = 10_000  # profiles of one transaction
@@ -79,9 +82,29 @@ def restore(
     return len(rows)
 
 
+def remove(database: Database, ids: Sequence[str]) -> list[str]:
+    """Delete profiles with all their versions, in one transaction, unless some do not exist.
+
+    Returns:
+        The ids that do not exist.
+    """
+    with database.writing() as connection:
+        last = last_versions(connection, [id for id in ids if id_error(id) is None])
+        if len(last) < len(set(ids)):
+            return [id for id in dict.fromkeys(ids) if id not in last]
+        for batch in chunks(last, QUERY):
+            for table in (profiles, history):
+                connection.execute(delete(table).where(table.c.id.in_(batch)))
+        retired = max(retired_version(connection, database.name), *last.values())
+        connection.execute(delete(info).where(info.c.key == RETIRED))
+        connection.execute(insert(info).values(key=RETIRED, value=str(retired)))
+    database.erase()
+    return []
+
+
 def last_versions(connection: Connection, ids: Iterable[str]) -> dict[str, int]:
     """The number of the latest version of each profile; one more than the last if it is damaged."""
-    found = latest_versions(connection, profiles, ids)
+    found = latest_versions(connection, ids)
     for id in [id for id, version in found.items() if not is_version(version)]:
         earlier = connection.execute(select(history.c.version).where(history.c.id == id)).scalars()
         found[id] = 1 + max(filter(is_version, earlier), default=0)
@@ -119,12 +142,11 @@ def _check_bank(connection: Connection, name: str, banks: Mapping[str, str]) -> 
 def _put_batch(connection: Connection, items: dict[str, Profile], name: str) -> dict[str, int]:
     """Put some hundreds of profiles; with thousands, Python's garbage collector takes long."""
     before = last_versions(connection, items)
-    any_deleted = connection.execute(select(deleted.c.id).limit(1)).first() is not None
-    last = latest_versions(connection, deleted, items) | before if any_deleted else before
-    wrong = {id: f"its last version is {one!r}" for id, one in last.items() if not _has_next(one)}
+    first = retired_version(connection, name)
+    wrong = {id: f"its last version is {one!r}" for id, one in before.items() if not _has_next(one)}
     if wrong:
         raise DamagedProfile(wrong, name)
-    versions = {id: 1 + last.get(id, 0) for id in items}
+    versions = {id: 1 + before.get(id, first) for id in items}
     bank = next(iter(items.values())).bank
     rows = [make_row(one, versions[one.id], bank) for one in encode(items)]
     replace_rows(connection, rows, list(before))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 try:
-    from sqlalchemy import delete, insert, select, union_all
+    from sqlalchemy import select, union_all
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"a ProfileStore needs SQLAlchemy ({error}): pip install 'lightning-pelt[profiles]'"
@@ -24,7 +24,7 @@ from lightning_pelt.profiles._errors import (
     and_more,
 )
 from lightning_pelt.profiles._row_codec import encode, id_error, is_version, require_profile
-from lightning_pelt.profiles._schema import deleted, history, profiles
+from lightning_pelt.profiles._schema import history, profiles
 from lightning_pelt.profiles._shards import MANIFEST, ShardWriter, read_manifest, read_shard
 from lightning_pelt.profiles.profile import Profile
 
@@ -96,7 +96,8 @@ class ProfileStore:
             profile: a profile of the store's bank, which is the bank of the first profile.
 
         Returns:
-            The number of the version: 1, or one more than the last number ever used for ``id``.
+            The number of the version: one more than the last one, or 1 for a new profile. After
+            profiles have been deleted, a new one starts above their numbers.
 
         Raises:
             ValueError: the profile belongs to another bank, or ``id`` is invalid.
@@ -169,7 +170,7 @@ class ProfileStore:
         """
         valid = [id for id in ids if id_error(id) is None]
         with self._database.reading() as connection:
-            found = latest_versions(connection, profiles, valid)
+            found = latest_versions(connection, valid)
         self._check_versions(found.items())
         return found
 
@@ -191,18 +192,23 @@ class ProfileStore:
         return sorted(found)
 
     def delete(self, id: str) -> None:
-        """Delete a profile and all its versions. Their numbers are not used again.
+        """Delete a profile and all its versions; see :meth:`delete_many`."""
+        self.delete_many([id])
+
+    def delete_many(self, ids: Iterable[str]) -> None:
+        """Delete profiles and all their versions, in one transaction.
+
+        Nothing of them is left in a SQLite store, neither their ids nor the bytes of their rows. A
+        PostgreSQL server removes them from its tables too, but may keep them in its logs. Exports
+        and backups are other files. The numbers of the versions are not used again: the store
+        keeps the largest number of all deleted profiles, and later profiles start above it.
 
         Raises:
-            UnknownProfile: there is no such profile.
+            UnknownProfile: some profiles do not exist; the error has all of their ids, and nothing
+                is deleted.
         """
-        with self._database.writing() as connection:
-            last = _writing.last_versions(connection, [id] if id_error(id) is None else [])
-            if not last:
-                raise self._unknown([id])
-            for table in (profiles, history, deleted):
-                connection.execute(delete(table).where(table.c.id == id))
-            connection.execute(insert(deleted).values(id=id, version=last[id]))
+        if missing := _writing.remove(self._database, list(ids)):
+            raise self._unknown(missing)
 
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and bool(self.latest([id]))

@@ -16,6 +16,7 @@ from small import WORDS, bert
 
 from lightning_pelt.cli import profiles as profiles_cli
 from lightning_pelt.cli.main import script
+from lightning_pelt.cli.profiles import recipes
 from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of
 from lightning_pelt.profiles.model_profiles import heads_of, read_profile
 from lightning_pelt.profiles.serving.loading import load_model
@@ -256,12 +257,28 @@ def test_add_takes_the_labels_of_the_trained_head(
         assert "eve" not in store
 
 
+@pytest.mark.slow
+def test_delete_leaves_nothing_of_the_named_profiles(
+    trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = failed(capsys, "delete", "--store=profiles.db", "--ids=[ann, nobody]")
+    assert "has no profile 'nobody'" in said
+    profiles_cli.main(["delete", "--store=profiles.db", "--ids=ann", "--dry_run=true"])
+    assert capsys.readouterr().out == "ann: 1 version would be deleted\n"
+    with ProfileStore("profiles.db") as store:
+        assert list(store.ids()) == PEOPLE
+    profiles_cli.main(["delete", "--store=profiles.db", "--ids=[ann, bob]"])
+    assert capsys.readouterr().out == "ann: 1 version deleted\nbob: 1 version deleted\n"
+    with ProfileStore("profiles.db") as store:
+        assert list(store.ids()) == [name for name in PEOPLE if name not in ("ann", "bob")]
+
+
 # -- evaluate ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_evaluate_scores_the_stored_profiles(
-    trained: str, capsys: pytest.CaptureFixture[str]
+    trained: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = accuracy(trained, PEOPLE)
     evaluate = ["evaluate", "--config=recipe.yaml", f"--checkpoint={trained}"]
@@ -272,6 +289,15 @@ def test_evaluate_scores_the_stored_profiles(
     assert overall[:2] == ["all", "24"]
     assert float(overall[2]) == pytest.approx(sum(expected.values()) / 3, abs=1e-4)
     assert len(set(expected.values())) > 1  # or the profiles could have been mixed up
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "MANY", 2)
+        profiles_cli.main([*evaluate, "--store=profiles.db", "--csv=scores.csv"])
+    out = capsys.readouterr().out
+    assert "Accuracy of 3 profiles" in out and "median" in out
+    scores = {
+        row["profile"]: float(row["accuracy"]) for row in csv.DictReader(Path("scores.csv").open())
+    }
+    assert scores == pytest.approx(expected, abs=1e-6)
     profiles_cli.main([*evaluate, "--store=profiles.db", "--split=train"])
     assert capsys.readouterr().out.splitlines()[-1].split() == overall
     with ProfileStore("profiles.db") as store:

@@ -26,7 +26,7 @@ from lightning_pelt.profiles.store import (
 
 KINDS: list[dict[str, Any]] = [{}, {"soft": True}, {"norm": True}, {"head": True}]
 PROFILES = {f"ü{i}": random_profile(i, n=20, **KINDS[i % 4]) for i in range(8)}
-TABLES = ("xpeft_profiles", "xpeft_profiles", "xpeft_history", "xpeft_retired", "xpeft_store")
+TABLES = ("xpeft_profiles", "xpeft_profiles", "xpeft_history", "xpeft_store")
 VALUES = (
     None, 0, -1, 7, 2**31, 2**63 - 1, 1.5, float("inf"), "", "abc", "ü" * 300, "0" * 64, 10**12,
     b"", b"\xff\xfe", b"x" * 5000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from profiles.samples import BANK, OTHER_BANK, random_profile
 from profiles.stores import MIXED, some
 
 from lightning_pelt.profiles import _writing
+from lightning_pelt.profiles._engine import chunks
+from lightning_pelt.profiles._row_codec import encode
 from lightning_pelt.profiles.store import DamagedProfile, ProfileStore, UnknownProfile
 
 
@@ -178,6 +181,43 @@ def test_a_deleted_profile_has_no_versions_and_its_numbers_are_not_used_again(
     store.delete("a")
     assert store.put("a", random_profile(4)) == 4
     assert store.get("b") == random_profile(1)
+    assert store.put("b", random_profile(5)) == 2, "it exists, and goes on with its numbers"
+    assert store.put("new", random_profile(6)) == 4, "which might have been deleted"
+
+
+def test_all_profiles_are_deleted_or_none(store: ProfileStore) -> None:
+    store.put_many((f"u{i}", random_profile(i)) for i in range(600))
+    with pytest.raises(UnknownProfile, match=r"no profile 'x', 'y'"):
+        store.delete_many(["u1", "x", "u2", "y"])
+    assert len(store) == 600
+    store.delete_many(f"u{i}" for i in range(599))
+    assert list(store.ids()) == ["u599"]
+
+
+def test_nothing_of_a_deleted_profile_is_left_in_the_files(tmp_path: Path) -> None:
+    """Not even where rows have moved, in free pages, or in the log."""
+    draw = random.Random(0)
+    given = {f"user-{draw.randrange(10**12):012d}": random_profile(i, n=400) for i in range(400)}
+    later = {id: random_profile(1000 + i, n=400) for i, id in enumerate(draw.sample([*given], 100))}
+    gone = draw.sample([*given], 40)
+    with ProfileStore(tmp_path / "profiles.db") as store:
+        for items in (given, later):
+            for batch in chunks(items.items(), 30):  # transactions that move rows between pages
+                store.put_many(batch)
+        before = contents(tmp_path)
+        store.delete_many(gone)
+        after = contents(tmp_path)  # while the store is open
+        for id in gone:
+            rows = [given[id], *([later[id]] if id in later else [])]
+            secrets = [id.encode(), *(encode({id: row})[0].masks for row in rows)]
+            assert all(secret in before for secret in secrets)
+            assert not any(secret in after for secret in secrets)
+        assert len(store) == 360 and store.verify() == []
+
+
+def contents(folder: Path) -> bytes:
+    """All bytes of the files of a folder."""
+    return b"".join(path.read_bytes() for path in folder.iterdir())
 
 
 def test_a_profile_of_another_bank_raises_with_both_digests(store: ProfileStore) -> None:

@@ -13,12 +13,13 @@ SUMMARY = "Train, store and serve many profiles on one model."
 # Commands that take no recipe.
 FUNCTIONS = {
     "list": "List the profiles of a store.",
+    "delete": "Delete profiles, so that nothing of them is left in a store.",
     "export": "Write the profiles of a store as safetensors shards.",
     "import": "Write exported shards to a store.",
     "predict": "Write the predictions for the rows of a file.",
     "serve": "Answer requests over HTTP.",
 }
-ORDER = ("train", "add", "list", "evaluate", "export", "import", "predict", "serve")
+ORDER = ("train", "add", "list", "delete", "evaluate", "export", "import", "predict", "serve")
 COMMANDS = {
     name: recipes.COMMANDS[name].summary if name in recipes.COMMANDS else FUNCTIONS[name]
     for name in ORDER

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,8 +19,11 @@ from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data.profile_data import PROFILE, Profiled
 from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.profiles.model_profiles import read_profile
+from lightning_pelt.reports.distribution import distribution
 from lightning_pelt.training.module import PELTModule
+from lightning_pelt.utils.files import write_aside
 
+MANY = 30  # profiles of which evaluate prints the distribution
 STORE = "Path of a SQLite file, or URL of a PostgreSQL database."
 CHECKPOINT = "Checkpoint of the trained model."
 
@@ -142,6 +147,9 @@ class Evaluate(StoreCommand):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--checkpoint", type=str, required=True, help=CHECKPOINT)
         parser.add_argument("--split", type=str, default="test", help="train, dev or test.")
+        parser.add_argument(
+            "--csv", type=str, default=None, help="File of the score of every profile."
+        )
 
     @classmethod
     def run(cls, args: Sequence[str]) -> None:
@@ -157,7 +165,7 @@ class Evaluate(StoreCommand):
         return _agreed_labels(self.trained, data)
 
     def report(self) -> None:
-        """Print the accuracy of each profile and of all rows, by the stored profiles.
+        """Print the accuracy of each profile, or its distribution over many, and that of all rows.
 
         Raises:
             UnknownProfile: a profile of the rows is not in the store.
@@ -178,11 +186,25 @@ class Evaluate(StoreCommand):
             found = self.stores.answers(server, rows["text"][:], ids)
             for id, label, answer in zip(ids, rows["label"][:], found, strict=True):
                 right[id] += answer["label"] == labels[label]
-        table = [[id, n, f"{right[id] / n:.4f}"] for id, n in sorted(Counter(ids).items())]
+        counts = dict(sorted(Counter(ids).items()))
+        if self.config.csv is not None:
+            lines = [["profile", "rows", "accuracy"]]
+            lines += [[id, str(n), f"{right[id] / n:.6f}"] for id, n in counts.items()]
+            write_aside(Path(self.config.csv), lambda aside: _write_csv(aside, lines))
+        if len(counts) > MANY:
+            print(f"Accuracy of {len(counts)} profiles\n")
+            print(distribution({id: right[id] / n for id, n in counts.items()}) + "\n")
+            counts = {}
+        table = [[id, n, f"{right[id] / n:.4f}"] for id, n in counts.items()]
         table.append(["all", len(ids), f"{right.total() / len(ids):.4f}"])
         align = ("left", "right", "right")
         header = ["profile", "rows", "accuracy"]
         print(tabulate(table, header, disable_numparse=True, colalign=align))
+
+
+def _write_csv(path: Path, lines: Iterable[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
 
 
 COMMANDS: dict[str, type[StoreCommand]] = {"train": Train, "add": Add, "evaluate": Evaluate}

@@ -66,6 +66,24 @@ def import_store(store: str, folder: str) -> None:
         print(f"{written} profiles written to {opened.name}")
 
 
+def delete_profiles(store: str, ids: str | list[str], *, dry_run: bool = False) -> None:
+    """Delete profiles with all their versions; nothing of them is left in a SQLite store.
+
+    Args:
+        store: Path of a SQLite file, or URL of a PostgreSQL database.
+        ids: One id, or several as [ann, bob]. If one does not exist, none is deleted.
+        dry_run: Print what would be deleted, and delete nothing.
+    """
+    with open_store(store) as opened:
+        wanted = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
+        versions = {id: opened.versions(id) for id in wanted}
+        if not dry_run:
+            opened.delete_many(wanted)
+        verb = "would be deleted" if dry_run else "deleted"
+        for id, numbers in versions.items():
+            print(f"{id}: {len(numbers)} version{'s' if len(numbers) > 1 else ''} {verb}")
+
+
 def predict_rows(
     checkpoint: str, store: str, input: str, output: str, *, max_length: int = 128
 ) -> None:
@@ -134,6 +152,7 @@ def _columns(values: Iterable[object]) -> str:
 
 FUNCTIONS: dict[str, Callable[..., None]] = {
     "list": list_store,
+    "delete": delete_profiles,
     "export": export_store,
     "import": import_store,
     "predict": predict_rows,
