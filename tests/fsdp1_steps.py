@@ -33,7 +33,11 @@ class OnCPU(FSDPStrategy):
         super().teardown()
 
 
-def whole_on_cpu(module: nn.Module, world_size: int, rank0_only: bool = True) -> Any:
+def collect_on_cpu() -> None:
+    fsdp._get_full_state_dict_context = _whole_on_cpu  # type: ignore[assignment]
+
+
+def _whole_on_cpu(module: nn.Module, world_size: int, rank0_only: bool = True) -> Any:
     options = {"offload_to_cpu": False, "rank0_only": rank0_only}
     configs = FullStateDictConfig(**options), FullOptimStateDictConfig(**options)
     return FullyShardedDataParallel.state_dict_type(module, StateDictType.FULL_STATE_DICT, *configs)
@@ -48,7 +52,7 @@ def main() -> None:
     parser.add_argument("kind", choices=["full", "sharded"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    fsdp._get_full_state_dict_context = whole_on_cpu  # type: ignore[assignment]
+    collect_on_cpu()
 
     def two() -> dict[str, Any]:
         strategy = OnCPU(

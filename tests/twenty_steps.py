@@ -18,24 +18,33 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from small import LABELS, Sentences, bert
 
 from lightning_pelt import (
+    XPEFT,
+    Adapter,
+    BitFit,
     Compacter,
     GateMonitor,
     GateSchedule,
+    Group,
     LoRA,
     PELTModule,
     Plan,
+    Prefix,
     Prompt,
+    RandomBank,
     UniPELT,
 )
 from lightning_pelt.training.phases import Phase
 from lightning_pelt.utils.shards import is_shard
 
 # The second has what lies at the root, base weights that are trained, and two ways to be shared.
-PLANS = {
+# The last has no gates, and different methods in its blocks.
+PLANS: dict[str, Plan] = {
     "unipelt": UniPELT(),
     "compacter": UniPELT(
         [Compacter(bottleneck=8, rule_std=0.1), Prompt(length=3), LoRA()], norms=True
     ),
+    "xpeft": UniPELT([XPEFT(RandomBank(size=4), k=2), Prefix(length=4), LoRA()]),
+    "groups": Plan([Group([Adapter(), LoRA()]), Group([BitFit(), Prefix(length=4)])], norms=True),
 }
 COMPILED = {"backend": "eager", "dynamic": True}  # the graphs are the same with every backend
 GLOBAL_BATCH, STEPS, HALF = 4, 20, 8  # HALF lies within the second epoch of five batches
@@ -56,11 +65,11 @@ def backbone(folder: Path) -> str:
 
 
 def schedule(plan: Plan) -> GateSchedule:
-    first, second, _ = (method.name for method in plan.methods)
-    phases = {
-        second: [Phase(until=3, state="closed"), Phase(until=12, state="ramp")],
-        first: [Phase(until=10, held=True), Phase(lr_factor=0.5)],
-    }
+    first, second, *_ = plan.methods
+    phases = {first.name: [Phase(until=10, held=True), Phase(lr_factor=0.5)]}
+    if second.gate is None:
+        return GateSchedule(phases, unit="step")
+    phases[second.name] = [Phase(until=3, state="closed"), Phase(until=12, state="ramp")]
     return GateSchedule(phases, unit="step", prune_below=0.01)
 
 
@@ -85,7 +94,7 @@ def fit(
     run = trainer(
         folder,
         schedule(PLANS[plan]),
-        GateMonitor(every_n_steps=2),
+        *([GateMonitor(every_n_steps=2)] if PLANS[plan].methods[0].gate else []),
         Agree(),
         saving,
         **{**defaults, "max_steps": STEPS, "enable_checkpointing": True, **options},

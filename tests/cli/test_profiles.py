@@ -294,9 +294,8 @@ def test_evaluate_scores_the_stored_profiles(
         profiles_cli.main([*evaluate, "--store=profiles.db", "--csv=scores.csv"])
     out = capsys.readouterr().out
     assert "Accuracy of 3 profiles" in out and "median" in out
-    scores = {
-        row["profile"]: float(row["accuracy"]) for row in csv.DictReader(Path("scores.csv").open())
-    }
+    with Path("scores.csv").open() as file:
+        scores = {row["profile"]: float(row["accuracy"]) for row in csv.DictReader(file)}
     assert scores == pytest.approx(expected, abs=1e-6)
     profiles_cli.main([*evaluate, "--store=profiles.db", "--split=train"])
     assert capsys.readouterr().out.splitlines()[-1].split() == overall
