@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import DatasetDict, load_from_disk
 
 from lightning_pelt.data._table_io import Table, undecoded
@@ -28,7 +29,7 @@ def read_saved(location: str, *, split: str | None = None) -> Table:
     folder = Path(location).expanduser()
     try:
         saved = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # datasets raises many types for unreadable files
         raise ValueError(f"{folder}: truncated or not a saved data set ({error})") from error
     source = str(folder)
     if isinstance(saved, DatasetDict):
@@ -47,4 +48,8 @@ def read_saved(location: str, *, split: str | None = None) -> Table:
         )
     if not len(saved):
         raise ValueError(f"{source} has no rows")
+    try:
+        saved.data.table.validate(full=True)  # texts that are not UTF-8, and wrong offsets
+    except pa.ArrowException as error:
+        raise ValueError(f"{source}: its rows are damaged ({error})") from error
     return Table(undecoded(saved), source)

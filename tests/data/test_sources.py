@@ -97,6 +97,21 @@ class TestSaved:
         with pytest.raises(ValueError, match="truncated or not a saved data set"):
             data(words, train=str(tmp_path / "saved")).rows("train")
 
+    @pytest.mark.parametrize("info", ['{"a": ' * 100_000, '{"features": {"text": "string"}}'])
+    def test_a_damaged_description(self, info: str, words: str, tmp_path: Path) -> None:
+        rows("ab").save_to_disk(tmp_path / "saved")
+        (tmp_path / "saved" / "dataset_info.json").write_text(info)
+        with pytest.raises(ValueError, match="truncated or not a saved data set"):
+            data(words, train=str(tmp_path / "saved")).rows("train")
+
+    def test_texts_that_are_not_utf_8(self, words: str, tmp_path: Path) -> None:
+        folder = tmp_path / "saved"
+        Dataset.from_dict({"text": ["needle", "b"], "label": [0, 1]}).save_to_disk(folder)
+        (file,) = folder.glob("*.arrow")
+        file.write_bytes(file.read_bytes().replace(b"needle", b"nee\xffle"))
+        with pytest.raises(ValueError, match="saved: its rows are damaged"):
+            data(words, train=str(folder)).rows("train")
+
 
 def test_a_single_row_cannot_be_train_and_dev(words: str, tmp_path: Path) -> None:
     csv(tmp_path / "1.csv", "a")

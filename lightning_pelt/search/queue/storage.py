@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from lightning_pelt.utils.errors import unknown
+from lightning_pelt.utils.files import naming_disk
 from lightning_pelt.utils.urls import masked
 
 BUSY_SECONDS = 60  # a writer waits this long for the lock of a SQLite file
@@ -101,6 +102,14 @@ def _cut_unfinished_line(path: Path) -> None:
             file.truncate(end)
 
 
+class _Journal(JournalFileBackend):
+    """A journal whose errors of a full disk name it; the next writer cuts the unfinished line."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with naming_disk(Path(self._file_path)):
+            super().append_logs(logs)
+
+
 def _open_journal(path: Path) -> JournalStorage:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +126,7 @@ def _open_journal(path: Path) -> JournalStorage:
             raise ValueError(f"{path} is not a search journal: it starts {start!r}; {remedy}")
     with damage_reported(str(path)):
         # Optuna does not export the base class of locks; it calls only `acquire` and `release`.
-        backend = JournalFileBackend(str(path), _JournalLock(path))  # type: ignore[arg-type]
+        backend = _Journal(str(path), _JournalLock(path))  # type: ignore[arg-type]
         return JournalStorage(backend)
 
 
