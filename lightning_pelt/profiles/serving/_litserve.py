@@ -77,12 +77,18 @@ class SignalServer(LitServer):
             time.sleep(0.05)
 
     def _start_server(
-        self, port: int, number: int, log_level: str, sockets: Sequence[socket.socket], *args: Any
+        self,
+        port: int,
+        number: int,
+        log_level: str,
+        sockets: Sequence[socket.socket],
+        *args: Any,
+        **options: Any,
     ) -> Any:
         """Accept connections, start the HTTP servers that answer them, and announce it."""
         for one in sockets:
             one.listen()
-        servers = super()._start_server(port, number, log_level, sockets, *args)
+        servers = super()._start_server(port, number, log_level, sockets, *args, **options)
         print(f"ready for POST {self.url}", flush=True)
         return servers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,20 @@ try:
         Stopped,
         WorkerLost,
     )
+    from lightning_pelt.profiles.serving.bearer_token import BearerToken, read_token
+    from lightning_pelt.profiles.serving.openapi import document
     from lightning_pelt.profiles.serving.request_validation import (
         PATH,
         RequestValidation,
         error_response,
     )
+    from lightning_pelt.profiles.serving.slow_clients import TimedProtocol
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "serving over HTTP needs LitServe: pip install 'lightning-pelt[serve]'"
     ) from error
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _logger = logging.getLogger(__name__)
@@ -52,13 +57,18 @@ def serve(
     max_length: int = 128,
     max_characters: int = 10_000,
     max_bytes: int = 100_000,
+    request_seconds: float = 10.0,
+    token_file: str | None = None,
     accelerator: str = "auto",
 ) -> None:
     """Answer ``POST /predict`` and ``GET /health`` until SIGTERM or SIGINT.
 
+    ``/docs`` shows the requests and answers, and ``/openapi.json`` describes them for programs.
+
     A request is ``{"text": ..., "profile": ...}``. The answer is the prediction of the task:
     ``{"label": ..., "probabilities": ...}``. Errors are ``{"detail": ...}``, with the status
 
+    - 401 without the token of ``token_file``,
     - 404 for an unknown profile,
     - 413 for a body, and 422 for a text, that is too large,
     - 422 for an invalid request, a text without tokens, a profile of another plan, or a prediction
@@ -83,6 +93,9 @@ def serve(
             of the model.
         max_characters: maximum characters of a text; longer texts are refused.
         max_bytes: maximum bytes of a request.
+        request_seconds: in which a client sends a request; slower connections are closed.
+        token_file: file with a secret that clients send as ``Authorization: Bearer``. By default
+            everybody who reaches the port is answered.
         accelerator: cpu, cuda, mps, or auto.
 
     Raises:
@@ -101,26 +114,34 @@ def serve(
         batch_timeout=batch_timeout,
     )
     limits = {"max_characters": max_characters, "max_bytes": max_bytes}
+    middlewares: list[Any] = [(RequestValidation, limits)]
+    if token_file is not None:
+        middlewares.append((BearerToken, {"token": read_token(token_file)}))  # before the other
+    elif host not in LOOPBACK:
+        _logger.warning("everybody who reaches %s:%s is answered: set token_file", host, port)
     server = SignalServer(
         api,
         f"http://{host}:{port}{PATH}",
         accelerator=accelerator,
         workers_per_device=workers,
-        middlewares=[(RequestValidation, limits)],
+        middlewares=middlewares,
     )
+    described = document(secured=token_file is not None)
+    server.app.openapi = lambda: described
     before = {number: signal.signal(number, server.stop) for number in SIGNALS}
     try:
-        _run(server, api, host, port)
+        _run(server, api, host, port, seconds=request_seconds)
     finally:
         server.end()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _run(server: SignalServer, api: ProfileAPI, host: str, port: int) -> None:
+def _run(server: SignalServer, api: ProfileAPI, host: str, port: int, *, seconds: float) -> None:
     """Run the server until a signal; see :func:`serve` for the errors."""
+    options: dict[str, Any] = {"http": partial(TimedProtocol, seconds=seconds)}
     try:
-        server.run(host=host, port=port, log_level="warning", generate_client_file=False)
+        server.run(host, port, log_level="warning", generate_client_file=False, **options)
     except Stopped:
         pass
     except WorkerLost:

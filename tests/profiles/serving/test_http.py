@@ -249,6 +249,27 @@ def test_a_signal_ends_the_server_after_pending_requests(
             service.ask(request("one", "ann"))
 
 
+def test_a_token_is_asked_for_and_slow_clients_are_closed(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    options = [f"--token_file={tmp_path / 'token'}", "--request_seconds=2"]
+    with running(trained, *options) as service:
+        body = request(TEXTS[0], "ann")
+        assert service.ask(body)[0] == 401
+        assert service.ask(body, {"Authorization": "Bearer s3cret"})[0] == 200
+        with socket.create_connection(("127.0.0.1", service.port), timeout=60) as slow:
+            slow.sendall(b"POST /predict HTTP/1.1\r\n")
+            assert slow.recv(1) == b""
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        connection.request("GET", "/openapi.json", headers={"Authorization": "Bearer s3cret"})
+        described = json.loads(connection.getresponse().read())
+        connection.close()
+        assert described["info"]["title"] == "lightning-pelt profiles"
+        listed = Path(f"/proc/{service.process.pid}/cmdline")
+        assert not listed.exists() or b"s3cret" not in listed.read_bytes()
+
+
 def test_a_failed_start_is_reported_in_one_line(trained: tuple[Path, Path], tmp_path: Path) -> None:
     process = started(*unfit(trained, tmp_path, "bank"), f"--port={free_port()}")
     _, err = process.communicate(timeout=DEADLINE)
