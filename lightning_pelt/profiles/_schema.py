@@ -35,7 +35,7 @@ from lightning_pelt.profiles._errors import REMEDY, DamagedStore, named_errors
 from lightning_pelt.utils.errors import unknown
 from lightning_pelt.utils.urls import masked
 
-FORMAT = "1"
+FORMAT = "2"  # 1 kept the ids of deleted profiles
 BUSY_SECONDS = 30  # that a writer waits for other writers
 _ADVISORY_LOCK = 0x58504654  # an arbitrary number, the same in all processes
 
@@ -219,8 +219,8 @@ def _check_format(connection: Connection, name: str) -> None:
     found = connection.execute(select(info.c.value).where(info.c.key == "format")).scalar()
     if found != FORMAT:
         raise ValueError(
-            f"{name} is a store of format {found}, and this version reads {FORMAT}: use the "
-            "version that wrote it"
+            f"{name} is a store of format {found}, and this version reads {FORMAT}: export "
+            "it with the version that wrote it, and import the export into a new store"
         )
     for table in metadata.sorted_tables:
         connection.execute(select(table).limit(0))

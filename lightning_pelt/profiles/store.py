@@ -199,9 +199,9 @@ class ProfileStore:
         """Delete profiles and all their versions, in one transaction.
 
         Nothing of them is left in a SQLite store, neither their ids nor the bytes of their rows. A
-        PostgreSQL server removes them from its tables too, but may keep them in its logs. Exports
-        and backups are other files. The numbers of the versions are not used again: the store
-        keeps the largest number of all deleted profiles, and later profiles start above it.
+        PostgreSQL server frees the space of the rows, and may keep the bytes in its pages and logs.
+        Exports and backups are other files. The numbers of the versions are not used again: the
+        store keeps the largest number of all deleted profiles, and later profiles start above it.
 
         Raises:
             UnknownProfile: some profiles do not exist; the error has all of their ids, and nothing

@@ -174,11 +174,12 @@ def test_a_file_that_is_not_a_store_raises_and_is_not_changed(tmp_path: Path) ->
     connection.close()
 
 
-def test_a_store_of_a_later_format_raises(url: str) -> None:
+@pytest.mark.parametrize("found", ["1", "3"])
+def test_a_store_of_another_format_raises(url: str, found: str) -> None:
     ProfileStore(url).close()
     with raw(url) as connection:
-        connection.execute(text("UPDATE xpeft_store SET value = '2' WHERE key = 'format'"))
-    with pytest.raises(ValueError, match="format 2, and this version reads 1"):
+        connection.execute(text(f"UPDATE xpeft_store SET value = '{found}' WHERE key = 'format'"))
+    with pytest.raises(ValueError, match=f"format {found}, and this version reads 2: export it"):
         ProfileStore(url)
 
 
