@@ -15,6 +15,7 @@ from lightning_pelt.callbacks._gate_means import GateMeans, log_scalars, logging
 from lightning_pelt.callbacks._lr_factor import LRFactor
 from lightning_pelt.callbacks._pruning import Pruning
 from lightning_pelt.callbacks._schedule_checks import check_method, check_pruning
+from lightning_pelt.training.copies import share_openness
 from lightning_pelt.training.phases import MethodSetting, Phase, Unit, evaluate, validate
 from lightning_pelt.training.position import validation_is_scheduled
 from lightning_pelt.utils.errors import unknown
@@ -95,6 +96,7 @@ class GateSchedule(Callback):
         self._has_run = True
         for method, phases in self.phases.items():
             check_method(attached, method, phases)
+        share_openness(trainer, pl_module, (gate.layer for gate in attached.gates.values()))
         if self._pruning.below is not None:
             check_pruning(attached, self._pruning.below, trainer)
         scaled = [m for m, given in self.phases.items() if any(p.lr_factor != 1.0 for p in given)]

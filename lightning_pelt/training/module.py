@@ -51,7 +51,7 @@ from lightning_pelt.training.quantised_base import (
 )
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
-from lightning_pelt.training.tuners import finders, follow_finders, refuse_finder_on_resume
+from lightning_pelt.training.tuners import finders, follow_finders, refuse_finder_on_resume, scaled
 from lightning_pelt.utils.backbone import load_tokenizer
 
 
@@ -126,6 +126,7 @@ class PELTModule(LightningModule):
         self.task = rebuild(task) if isinstance(task, Mapping) else task or Classification()
         self.labels = labels
         self.lr, self.lrs, self.weight_decay, self.warmup = lr, lrs, weight_decay, warmup
+        self._lr_of_lrs = lr  # a finder of a learning rate scales lrs with lr
         self.optimizer = optimizer
         self.base_dropout = base_dropout
         self.checkpoint_activations = checkpoint_activations
@@ -236,6 +237,9 @@ class PELTModule(LightningModule):
         self.attachment.train(base_dropout=self.base_dropout)
         own_schedule = type(self).configure_optimizers is PELTModule.configure_optimizers
         if own_schedule and finders(self.trainer):
+            self.lrs = scaled(self.lrs, before=self._lr_of_lrs, lr=self.lr)
+            self._lr_of_lrs = self.lr
+            self.hparams["lrs"] = self.lrs
             follow_finders(self.trainer, lr=self.lr, groups=self._groups(), schedule=self._schedule)
         check_rows(self.trainer, self.most_tokens)
         self.resume.on_fit_start(self.trainer)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_pelt.utils.same_kind import same_kind
 
@@ -71,7 +71,16 @@ def follow_finders(
     others = {name: rate for name, rate in rates.items() if rate != lr}
     if others and any(same_kind(callback, LearningRateFinder) for callback in finders(trainer)):
         listed = ", ".join(f"{name} {rate:g}" for name, rate in others.items())
-        rank_zero_warn(
-            f"LearningRateFinder has found the rate {lr:g}, and lrs keeps other rates: {listed}."
-            " Remove a group from lrs to train it with the rate that was found"
+        rank_zero_info(
+            f"LearningRateFinder has found the rate {lr:g}, and lrs is scaled with it: {listed}"
         )
+
+
+def scaled(lrs: dict[str, float] | None, *, before: float, lr: float) -> dict[str, float] | None:
+    """The rates of single groups, in the proportion to ``lr`` that they had to ``before``.
+
+    A rate of 0 has no proportion, so that ``lrs`` stays as it is.
+    """
+    if not lrs or not before:
+        return lrs
+    return {group: rate * lr / before for group, rate in lrs.items()}

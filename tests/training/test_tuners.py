@@ -58,12 +58,11 @@ def test_the_found_rate_is_scheduled(tmp_path):
 
 
 @pytest.mark.slow
-def test_rates_of_single_groups_stay_and_are_named(tmp_path):
-    model, data = module(tmp_path, lrs={"head": 0.25})
+def test_rates_of_single_groups_are_scaled(tmp_path):
+    model, data = module(tmp_path, lr=3e-3, lrs={"head": 0.03})
     rates = Rates()
-    with pytest.warns(UserWarning, match=r"lrs keeps other rates: head 0\.25"):
-        trainer(tmp_path, finder(), rates, max_epochs=1).fit(model, data)
-    assert [step["head"] for step in rates.rates] == pytest.approx(linear(0.25, 20))
+    trainer(tmp_path, finder(), rates, max_epochs=1).fit(model, data)
+    assert [step["head"] for step in rates.rates] == pytest.approx(linear(10 * model.lr, 20))
     assert [step["lora"] for step in rates.rates] == pytest.approx(linear(model.lr, 20))
 
 
