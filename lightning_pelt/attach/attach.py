@@ -27,6 +27,7 @@ from lightning_pelt.attach.freezing import freeze, head_names, named_tensors
 from lightning_pelt.attach.half_precision import keep_in_fp32
 from lightning_pelt.attach.names import plain, tensor_names
 from lightning_pelt.attach.saving import PushToHub, SavePretrained
+from lightning_pelt.attach.sharded import refuse_shards
 from lightning_pelt.attach.state_dict_hooks import SEVERAL
 from lightning_pelt.attach.surroundings import surround
 from lightning_pelt.attach.trial import build_and_try
@@ -107,8 +108,8 @@ def attach(
 
     Raises:
         ValueError: the plan does not fit the model, the model with it fails on the example inputs,
-            another plan is attached, or a method starts from weights of the base that have no
-            values yet. The model is then as it was.
+            another plan is attached, the model is sharded, or a method starts from weights of the
+            base that have no values yet. The model is then as it was.
 
     Example:
         >>> from lightning_pelt import UniPELT, attach, detach
@@ -135,6 +136,7 @@ def attach(
             "`detach(model)` first, or put both into one Plan."
         )
     refuse_around(outer, model)
+    refuse_shards(model)
     attachment = _attach(model, plan, seed=seed, head=head, example_inputs=example_inputs)
     _match_names_in(outer, attachment)
     surround(outer, attachment)

@@ -22,6 +22,7 @@ from lightning_pelt.attach.state_dict_hooks import SEVERAL
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.submodule import Removable, Submodule
 from lightning_pelt.plans.plan import Plan
+from lightning_pelt.utils.shards import groups_of
 
 if TYPE_CHECKING:
     from lightning_pelt.attach.surroundings import Surroundings
@@ -200,11 +201,14 @@ class Attachment:
     def train(self, *, base_dropout: bool = True) -> None:
         """Set submodules and head to train mode, and the base if its dropout is wanted.
 
-        ``from_pretrained`` returns a model in eval mode, and Lightning leaves it there.
+        ``from_pretrained`` returns a model in eval mode, and Lightning leaves it there. Submodules
+        also note the processes among which they are sharded: call this after ``fully_shard``.
         """
         self.model.train(base_dropout or self.plan.train_base)
         for module in self.all_submodules:
             module.train()
+            if groups := groups_of(module.parameters()):  # none where a forward has gathered them
+                module.sharded_over(groups)
         for path, module in self.model.named_modules():
             if any(plain(f"{path}.{name}") in self.head for name in module._parameters):
                 module.train()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_pelt.utils.shards import is_shard
+
 VALUES = 16  # of each tensor
 
 
@@ -54,7 +56,7 @@ class BaseSamples:
         }
 
     def _usable(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # A shard of a data-parallel strategy has another number of dimensions.
+        # What a process holds of a tensor may have another number of dimensions.
         return {
             name: tensor
             for name, tensor in tensors.items()
@@ -64,7 +66,7 @@ class BaseSamples:
 
 def _is_usable(tensor: Tensor) -> bool:
     plain = type(tensor.data) is Tensor and not tensor.is_meta
-    return plain and tensor.numel() > 0 and not tensor.is_complex()
+    return plain and not is_shard(tensor) and tensor.numel() > 0 and not tensor.is_complex()
 
 
 def _row(shape: torch.Size) -> tuple[int, ...]:

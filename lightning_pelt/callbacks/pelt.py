@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lightning_pelt.attach import attachment_of, find_attachment, find_model
 from lightning_pelt.attach.state_dict_hooks import refuse_other_plan
@@ -27,8 +26,8 @@ from lightning_pelt.training.param_groups import make_portable
 from lightning_pelt.training.quantised_base import keep_from_broadcasts
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
+from lightning_pelt.training.strategy_checks import check_strategy
 from lightning_pelt.training.tuners import refuse_finder_on_resume
-from lightning_pelt.utils.shards import is_shard
 
 
 class PELTCallback(Callback):
@@ -117,8 +116,6 @@ class PELTCallback(Callback):
         """Attach the plan; returns whether the model had none before."""
         model = find_model(module, self.path)
         fresh = find_attachment(model) is None
-        if fresh:
-            _refuse_shards(module, model)
         attach_and_record(
             module,
             self.plan,
@@ -137,6 +134,7 @@ class PELTCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         attachment = attachment_of(find_model(pl_module, self.path))
         attachment.train(base_dropout=self.base_dropout)
+        check_strategy(trainer, attachment)
         self.lengths.start(trainer, attachment)
         self.packed.start(attachment)
         if self._leads(trainer):
@@ -258,17 +256,3 @@ class _Run:
 
 def _run_of(module: LightningModule) -> object:
     return getattr(module.configure_model, "__self__", None)
-
-
-def _refuse_shards(module: LightningModule, model: PreTrainedModel) -> None:
-    """Raise if the model is sharded already: gradients of new submodules would not be reduced.
-
-    Raises:
-        ValueError: the model has sharded parameters.
-    """
-    if any(map(is_shard, model.parameters())):
-        raise ValueError(
-            f"{type(module).__name__} shards its model in configure_model before the plan "
-            "is attached: call lightning_pelt.attach(model, plan) there, with the plan of "
-            "PELTCallback, before fully_shard"
-        )

@@ -146,6 +146,11 @@ class Method(Configured, ABC):
         """The method that replaces this one after training."""
         return self
 
+    @property
+    def trained_by_rows(self) -> bool:
+        """Whether a batch gives gradients only to the weights that its rows name."""
+        return False
+
     def for_one_profile(self) -> Method:
         """The method with a single profile; itself if it has no profiles."""
         return self

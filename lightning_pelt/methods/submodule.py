@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Site
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from lightning_pelt.methods._rows import Rows
     from lightning_pelt.methods.gate import GateView
 
@@ -142,6 +144,13 @@ class Submodule(nn.Module, ABC):
             "those of LoRA and Adapter can: run the adapters one after another, with "
             "adapters.using(name)"
         )
+
+    def sharded_over(self, groups: Sequence[ProcessGroup]) -> None:
+        """Note the groups of processes that add up the gradients of sharded weights.
+
+        A process adds up the gradients that it has. A submodule that gives some of its weights no
+        gradient must do so in all processes.
+        """
 
     def clip_gradients(self, max_norm: float) -> list[nn.Parameter]:
         """Clip the gradients that need a norm for themselves, and return their parameters.

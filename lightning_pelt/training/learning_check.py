@@ -151,7 +151,7 @@ def _by_batch(module: LightningModule) -> set[str]:
         f"{path}: {method.name}" if len(found) > 1 else method.name
         for path, attachment in found.items()
         for method in attachment.plan.methods
-        if method.batch_inputs
+        if method.trained_by_rows
     }
 
 

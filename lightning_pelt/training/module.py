@@ -51,8 +51,10 @@ from lightning_pelt.training.quantised_base import (
 )
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
+from lightning_pelt.training.strategy_checks import check_strategy
 from lightning_pelt.training.tuners import finders, follow_finders, refuse_finder_on_resume, scaled
 from lightning_pelt.utils.backbone import load_tokenizer
+from lightning_pelt.utils.shards import is_flat
 
 
 class PELTModule(LightningModule):
@@ -235,6 +237,7 @@ class PELTModule(LightningModule):
     def on_fit_start(self) -> None:
         assert self.attachment is not None
         self.attachment.train(base_dropout=self.base_dropout)
+        check_strategy(self.trainer, self.attachment)
         own_schedule = type(self).configure_optimizers is PELTModule.configure_optimizers
         if own_schedule and finders(self.trainer):
             self.lrs = scaled(self.lrs, before=self._lr_of_lrs, lr=self.lr)
@@ -276,7 +279,9 @@ class PELTModule(LightningModule):
         """Clip as Lightning does, except for methods that clip their own gradients."""
         assert self.attachment is not None
         clipped: set[int] = set()
-        if gradient_clip_val and gradient_clip_algorithm != "value":
+        # FSDP1 splits parameters over the processes, and Lightning knows that it cannot clip them.
+        flat = any(is_flat(p) for group in optimizer.param_groups for p in group["params"])
+        if gradient_clip_val and gradient_clip_algorithm != "value" and not flat:
             for module in self.attachment.all_submodules:
                 clipped.update(map(id, module.clip_gradients(float(gradient_clip_val))))
         if not clipped:

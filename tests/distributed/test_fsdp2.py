@@ -16,10 +16,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from twenty_steps import assert_same, fit, half, last
 from zoo import build
 
-from lightning_pelt import XPEFT, Group, PELTCallback, Plan, RandomBank, UniPELT, attach
+from lightning_pelt import XPEFT, PELTCallback, Plan, RandomBank, UniPELT, attach
 from lightning_pelt.training.fsdp import shard
 
 
@@ -93,17 +94,35 @@ def test_blocks_that_are_one_module_are_one_unit(mesh):
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def test_tensor_parallelism_is_refused():
-    mesh: Any = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+def test_tensor_parallelism_is_refused(mesh):
+    two: Any = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
     with pytest.raises(ValueError, match=r"tensor parallelism over 2 .*tensor_parallel_size=1"):
-        shard(attach(build("bert"), UniPELT()), mesh)
+        shard(attach(build("bert"), UniPELT()), two)
+
+    model = build("bert")
+    query = "encoder.layer.0.attention.self.query"
+    parallelize_module(model.bert, mesh["tensor_parallel"], {query: ColwiseParallel()})
+    with pytest.raises(ValueError, match=rf"{query}.weight and 1 others.*without tp_plan"):
+        attach(model, UniPELT())
 
 
-def test_several_profiles_are_refused(mesh):
-    bank = RandomBank(size=4)
-    shard(attach(build("bert"), Plan([Group([XPEFT(bank, k=2)])])), mesh)  # one is no problem
-    with pytest.raises(ValueError, match=r"XPEFT has 3 profiles.*DDPStrategy"):
-        shard(attach(build("bert"), Plan([Group([XPEFT(bank, profiles=3, k=2)])])), mesh)
+def test_profiles_need_to_know_the_processes(mesh):
+    """A loop without Lightning calls ``attachment.train()`` after ``fully_shard``."""
+    inputs = {"input_ids": torch.tensor([[5, 6]]), "profile": torch.tensor([1])}
+    plan = Plan.uniform(XPEFT(RandomBank(size=4), profiles=3, k=2))
+    early, late = attach(build("bert"), plan), attach(build("bert"), plan)
+    early.train()
+    shard(early, mesh)
+    with pytest.raises(RuntimeError, match=r"attachment\.train\(\) after fully_shard"):
+        early.model(**inputs)
+
+    shard(late, mesh)
+    late.train()
+    late.model(**inputs).logits.sum().backward()
+    late.train()  # an epoch later
+    late.model(**inputs).logits.sum().backward()
+    logits = late.parameters_of("xpeft")[:3]
+    assert [parameter.grad is None for parameter in logits] == [True, False, True]
 
 
 class ShardsItself(Tiny):
@@ -135,5 +154,5 @@ def test_a_module_that_shards_itself_has_to_attach_first(mesh):
 
     bad = ShardsItself()
     bad.mesh, bad.first = mesh, False
-    with pytest.raises(ValueError, match=r"ShardsItself shards its model .*before fully_shard"):
+    with pytest.raises(ValueError, match=r"is sharded already .*before fully_shard"):
         configured(bad)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from profiles import sharded_profiles
 from profiles.training import fit
+from scripts import run_script
 from small import bert
 from twenty_steps import assert_same
 
@@ -53,6 +55,17 @@ def test_two_processes_take_the_same_steps(tmp_path: Path, backbone: str) -> Non
     strategy = DDPStrategy(start_method="fork", find_unused_parameters=True)
     fit(tmp_path / "two", backbone, norm="profile", strategy=strategy, devices=2)
     assert_same(tmp_path / "one" / "last.ckpt", tmp_path / "two" / "last.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_two_sharded_processes_take_the_same_steps(
+    tmp_path: Path, backbone: str, accumulate: int
+) -> None:
+    """Their batches have different profiles, and each profile a norm and a head."""
+    fit(tmp_path / "one", backbone, norm="profile", head="profile", accumulate=accumulate)
+    run_script(sharded_profiles, str(tmp_path), backbone, "--accumulate", str(accumulate))
+    assert_same(tmp_path / "one" / "last.ckpt", tmp_path / "last.ckpt")
 
 
 @pytest.mark.slow

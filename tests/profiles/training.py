@@ -29,6 +29,7 @@ def fit(
     strategy: str | Strategy = "auto",
     devices: int = 1,
     profiles: int = 4,
+    accumulate: int = 1,
     **options: Any,
 ) -> PELTModule:
     """Ten steps on global batches of four, without sentences of the fourth profile."""
@@ -45,7 +46,8 @@ def fit(
         max_steps=10,
         max_epochs=-1,
         gradient_clip_val=0.1,
+        accumulate_grad_batches=accumulate,
         enable_checkpointing=True,
     )
-    run.fit(module, People(backbone, batch_size=4 // devices))
+    run.fit(module, People(backbone, batch_size=4 // devices // accumulate))
     return module

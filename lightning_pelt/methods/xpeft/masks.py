@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from lightning_pelt.anatomy import Site
 from lightning_pelt.methods.current import Current
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
+from lightning_pelt.methods.xpeft._ranks import Ranks, stack
 from lightning_pelt.methods.xpeft._unfinished import Unfinished
 from lightning_pelt.methods.xpeft.bank import BankTensors
 from lightning_pelt.methods.xpeft.clipping import clip_per_profile
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MaskKind = Literal["hard", "soft"]
 
@@ -29,6 +33,7 @@ class SelectedMasks(NamedTuple):
         numbers: the numbers of the U profiles in the plan; empty for profiles from a store.
         heads: (U, C, d + 1), for profiles from a store that have their own heads.
         adapters: by site, the adapters that a server has aggregated before; masks are then empty.
+        elsewhere: the numbers of profiles that only other processes of a sharded run train.
 
     Example:
         >>> from lightning_pelt import XPEFT, Plan, RandomBank, attach
@@ -49,6 +54,7 @@ class SelectedMasks(NamedTuple):
     numbers: Sequence[int] = ()
     heads: Tensor | None = None
     adapters: Mapping[int, Any] | None = None
+    elsewhere: Sequence[int] = ()
 
 
 class Masks(Submodule):
@@ -103,6 +109,7 @@ class Masks(Submodule):
         self.override: Current[SelectedMasks | Tensor | None] = Current("a profile", shared=True)
         self.selected: Current[SelectedMasks] = Current("the masks of the profiles", shared=True)
         self.unfinished = Unfinished()
+        self.ranks = Ranks()
         self.logits = nn.ParameterList(
             init_std * torch.randn(sites, 2, size) for _ in range(profiles)
         )
@@ -126,6 +133,8 @@ class Masks(Submodule):
         ]
 
     def _take(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if self.training and len(self.logits) > 1 and torch.is_grad_enabled():
+            self.ranks.check(module)
         self.rows.set(kwargs.get("profile"))
         return args, {name: value for name, value in kwargs.items() if name != "profile"}
 
@@ -188,11 +197,16 @@ class Masks(Submodule):
                 f"and the plan has {len(self.logits)} profiles, numbered from 0: set "
                 "XPEFT(profiles=...) to the number of profiles"
             )
-        masks = self.from_logits(torch.stack([self.logits[number] for number in numbers]))
-        if not len(self.norms):
-            return SelectedMasks(masks, None, inverse, numbers)
-        norms = [self.norms[number] for number in (numbers if self.own_norms else [0])]
-        return SelectedMasks(masks, torch.stack(norms), inverse, numbers)
+        elsewhere = self.ranks.elsewhere(numbers, len(self.logits), device)
+        masks = self.from_logits(stack(self.logits, numbers, elsewhere))
+        norms = None
+        if len(self.norms):
+            own = (numbers, elsewhere) if self.own_norms else ([0], [])
+            norms = stack(self.norms, *own)
+        return SelectedMasks(masks, norms, inverse, numbers, elsewhere=elsewhere)
+
+    def sharded_over(self, groups: Sequence[ProcessGroup]) -> None:
+        self.ranks.groups = groups if len(self.logits) > 1 else ()
 
     def parameters_by_site(self) -> dict[Site, int]:
         share = sum(parameter.numel() for parameter in self.parameters()) // max(1, len(self.sites))

@@ -135,15 +135,9 @@ class XPEFT(BottleneckMethod):
     def for_one_profile(self) -> XPEFT:
         return replace(self, profiles=1)
 
-    def refuse_sharding(self) -> None:
-        # Ranks reduce the gradients that exist, in order. If their batches contain different
-        # profiles, the gradient of one profile would be added to that of another.
-        if self.profiles > 1:
-            raise ValueError(
-                f"XPEFT has {self.profiles} profiles, and the batches of two processes may contain "
-                "different ones, which sharded gradients do not support: use "
-                "DDPStrategy(find_unused_parameters=True), or train a single profile"
-            )
+    @property
+    def trained_by_rows(self) -> bool:
+        return self.profiles > 1
 
     def build_shared(self, anatomy: Anatomy, sites: Sequence[Site]) -> list[Part]:
         bank = self.bank.load(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import base_of
 from lightning_pelt.methods.submodule import Removable, Submodule, refer
+from lightning_pelt.methods.xpeft._ranks import stack
 from lightning_pelt.methods.xpeft.masks import Masks
 
 
@@ -47,7 +48,7 @@ class ProfileHeads(Submodule):
         selected = self.masks.of_forward()
         heads = selected.heads
         if heads is None:
-            heads = torch.stack([self.own[number] for number in selected.numbers])  # (U, C, d + 1)
+            heads = stack(self.own, selected.numbers, selected.elsewhere)  # (U, C, d + 1)
         times = len(x) // len(selected.inverse)
         rows = heads.to(x.dtype)[selected.inverse.repeat_interleave(times)]
         weight, bias = rows[..., :-1], rows[..., -1:]
