@@ -25,6 +25,12 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 forked.prepare()
+# With the mechanisms that other methods combine: hooks of layers, of sublayers, of attentions and of
+# the model, and tensors that blocks share.
+COMPILED = {
+    *("TestGatedLoRA", "TestGatedAdapter", "TestGatedPrefix", "TestPrompt", "TestXPEFT"),
+    "TestCompacter",
+}
 # Files with few long tests start first, so that no process waits for another at the end.
 LONG = ("distributed", "serving", "cli", "search", "benchmark", "profiles")
 
@@ -35,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     The inner loop runs the first case of each test that is not slow, and CI runs all cases, except
     those that repeat a mechanism: of these it runs every fourth, or every n-th of a test that is
-    marked ``sample(n)``. The others are nightly.
+    marked ``sample(n)``. The others are nightly. Compiling is tested for one method per mechanism.
     """
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: min(ranks.get(p, len(LONG)) for p in item.path.parts))
@@ -46,13 +52,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         every = _sampled(item)
         if every > 1:
             item.add_marker("slow")
-            if numbers[test] % every:
+            like = _like(item)
+            if numbers[like] % every:
                 item.add_marker("nightly")
-            numbers[test] += 1
+            numbers[like] += 1
+        elif item.name.startswith("test_compiles") and _class(item) not in COMPILED:
+            item.add_marker("nightly")
         elif test in kept and not item.get_closest_marker("slow"):
             item.add_marker("slow")
         elif not item.get_closest_marker("slow"):
             kept.add(test)
+
+
+def _class(item: pytest.Item) -> str:
+    parent = item.getparent(pytest.Class)
+    return parent.name if parent else ""
+
+
+def _like(item: pytest.Item) -> str:
+    """A key that the cases share of which some are taken: of all methods on one model, or a test."""
+    values = getattr(item, "callspec", None)
+    if values and "model" in values.params and _class(item):
+        return f"{getattr(item, 'originalname', '')}[{values.params['model']}]"
+    return item.nodeid.partition("[")[0]
 
 
 def _sampled(item: pytest.Item) -> int:
@@ -69,8 +91,9 @@ def _sampled(item: pytest.Item) -> int:
     repeats = set(ZOO) - REPRESENTATIVE
     repeats &= {value for value in params.values() if isinstance(value, str)}
     model = params.get("model")  # of MethodConformance
-    repeats |= {model} if "compiles" in item.name and model in ("gpt2", "llama") else set()
-    return 4 if repeats else 1
+    if _class(item) and model in ("gpt2", "llama") and item.name.startswith("test_compiles"):
+        return 16
+    return 4 if repeats or (_class(item) and model == "llama") else 1
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,7 @@ def assert_equal(real: PreTrainedModel, other: PreTrainedModel, name: str) -> No
         assert torch.equal(output(other, given), output(real, given))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("name", sorted(REPRESENTATIVE))
 def test_loaded_later_it_equals_one_that_was_loaded_first(name: str, route: str) -> None:

@@ -81,6 +81,7 @@ def holder(wrap: str, seed: int, *, attach_first: bool) -> Holder:
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("attach_first", [True, False], ids=["wrapped later", "wrapped before"])
 @pytest.mark.parametrize("there", WRAPS)
 @pytest.mark.parametrize("here", WRAPS)

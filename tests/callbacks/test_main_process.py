@@ -90,7 +90,9 @@ def test_a_model_that_setup_makes_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", "ddp_spawn"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp_fork", pytest.param("ddp_notebook", marks=pytest.mark.nightly), "ddp_spawn"]
+)
 def test_two_processes_of_a_users_module(tmp_path, strategy):
     module = user_module()
     kept = ModelCheckpoint(tmp_path, filename="last")

@@ -171,7 +171,7 @@ def test_the_configuration_of_a_run_resumes_it():
     ],
     ids=["plan", "backbone", "task", "size", "labels"],
 )
-@pytest.mark.slow
+@pytest.mark.sample(3)
 def test_what_cannot_hold_is_refused_with_both_values(capsys, monkeypatch, command, given, parts):
     shutil.copytree("bert", "other")
     larger = {**TRAINED, "plan": yaml.safe_load(yaml.safe_dump(PLAN).replace("r: 8", "r: 16"))}
@@ -260,7 +260,7 @@ def test_last_is_the_newest_run(options):
     assert fit("fit", "--config=recipe.yaml", *options, *more).trainer.global_step == 4
 
 
-@pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("command", ["fit", "test"])
 @pytest.mark.parametrize("keyword", ["last", "best"])
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("fit", "plan"))]
+    "command", ["predict", *(pytest.param(c, marks=pytest.mark.nightly) for c in ("fit", "plan"))]
 )
 @pytest.mark.parametrize(("name", "message"), BAD.items(), ids=BAD)
 @pytest.mark.slow

@@ -20,6 +20,7 @@ def test_two_processes_take_the_same_steps(one, two):
     assert_same(half(one), half(two))
 
 
+@pytest.mark.nightly  # CI spawns the processes of a stranger's module
 def test_spawned_processes_too(tmp_path, tiny, one):
     fit(tmp_path, tiny, strategy="ddp_spawn", devices=2)
     assert_same(last(one), last(tmp_path))

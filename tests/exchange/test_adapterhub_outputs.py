@@ -54,6 +54,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "kind"), LOADED)
 def test_outputs_are_those_of_adapterhub(name: str, kind: str) -> None:
     inputs, wanted = expected(name)

@@ -84,6 +84,7 @@ def check_gradients(attachment: Attachment, batch: dict[str, Tensor]) -> None:
     assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("kind", PLANS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family(name: str, kind: str) -> None:

@@ -91,7 +91,7 @@ def compare(model: PreTrainedModel, exported: nn.Module, *, padded: bool) -> Non
         )
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "no mask"])
 @pytest.mark.parametrize(
@@ -120,7 +120,10 @@ def test_exported_as_torch_export_does_it(model: str, plan: str, padded: bool) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "plan"), [("bert", "unipelt"), ("t5", "prefix")])
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [("bert", "unipelt"), pytest.param("t5", "prefix", marks=pytest.mark.nightly)],
+)
 def test_exported_strictly(model: str, plan: str) -> None:
     tuned = attached(model, plan)
     inputs = batch(*EXAMPLE)
@@ -161,7 +164,7 @@ def test_the_submodules_are_in_the_graph() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-@pytest.mark.parametrize("plan", ["unipelt", "small"])
+@pytest.mark.parametrize("plan", ["unipelt", pytest.param("small", marks=pytest.mark.nightly)])
 def test_the_model_is_as_before(plan: str, strict: bool) -> None:
     tuned, inputs = attached("bert", plan), batch(*EXAMPLE)
     before = output(tuned, inputs)
@@ -206,7 +209,7 @@ def fakes(model: nn.Module) -> Any:
                 yield f"{name}.{key}"
 
 
-@pytest.mark.slow
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("model", "plan"), [("bert", "unipelt"), ("t5", "unipelt"), ("llama", "lora")]
 )

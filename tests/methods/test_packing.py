@@ -208,7 +208,7 @@ def test_activation_checkpointing_of_several_batches(pool: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["masked", "token"])
+@pytest.mark.parametrize("pool", ["masked", pytest.param("token", marks=pytest.mark.nightly)])
 def test_compiled(pool: str) -> None:
     attachment = everything("llama", pool)
     compiled = torch.compile(attachment.model, backend="aot_eager", fullgraph=True)

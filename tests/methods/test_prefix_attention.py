@@ -134,6 +134,7 @@ def implementations(name: str) -> list[str]:
 
 
 @torch.no_grad()
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("pool", [None, "all", "token"])
 @pytest.mark.parametrize("name", FAMILIES)

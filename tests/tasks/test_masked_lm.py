@@ -113,7 +113,7 @@ def fit(folder: Path, backbone: str, **options: Any) -> tuple[Trainer, PELTModul
     return trainer, module, data
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_counting_is_learned(backbone: str, tmp_path: Path) -> None:
     callback = WritePredictions(str(tmp_path / "fills.jsonl"))
     trainer, module, data = fit(tmp_path, backbone, max_epochs=18, callbacks=[callback])

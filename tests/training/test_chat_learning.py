@@ -13,7 +13,8 @@ from pretrained import BANKING77, chapters, intents, pretrain
 
 from lightning_pelt import CausalLM, ChatText, LoRA, PELTModule, Plan, UniPELT, WritePredictions
 
-pytestmark = pytest.mark.slow
+# A recipe trains on chats in CI; that it learns is checked here.
+pytestmark = pytest.mark.nightly
 
 LINEAR = ("query", "key", "value", "output", "ffn.in", "ffn.out")
 
@@ -94,7 +95,6 @@ def test_lora_learns_intents_also_from_packed_rows(
 
 
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="needs banking77 beside the project")
-@pytest.mark.nightly
 def test_unipelt_learns_intents(decoder: str, tmp_path: Path) -> None:
     before, after = scores(decoder, tmp_path, UniPELT(), intents(), epochs=8, batch_size=16)
     assert before["test/exact_match"] == 0

@@ -112,7 +112,7 @@ def test_packed_rows_are_found_in_a_strangers_module(tmp_path: Path) -> None:
     assert without.losses != pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_strangers_compiled_model(tmp_path: Path) -> None:
     class Compiled(Strange):
         def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:

@@ -127,7 +127,7 @@ def test_dropout_matters_to_the_run(tmp_path, uninterrupted):
 @pytest.mark.parametrize(
     "step", [4, 5, 12, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3, 6, 10, 14))]
 )
-@pytest.mark.slow
+@pytest.mark.sample(3)
 def test_resumed_after_any_step(tmp_path, backbone, folder, uninterrupted, step):
     """Within an epoch, before its last batch, at its end, with a method held, ramped or free."""
     resumed = fit(tmp_path, backbone, resume=folder / f"step={step}.ckpt")

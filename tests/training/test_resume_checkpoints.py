@@ -58,7 +58,7 @@ SLOW = {
     ("saving", "options"),
     [pytest.param(*w, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, w in WAYS.items()],
 )
-@pytest.mark.slow
+@pytest.mark.sample(3)
 def test_resumed_from_each_checkpoint(tmp_path, backbone, saving, options):
     writer = ModelCheckpoint(tmp_path, save_top_k=-1, **saving)
     whole = tuned(tmp_path, backbone, writer, **options)
@@ -95,7 +95,7 @@ class SaveInHook(Callback):
         trainer.save_checkpoint(self.folder / f"{name}.ckpt")
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("options", [{}, {"max_steps": 6}, HALVES], ids=["epochs", "steps", "half"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_resumed_from_a_checkpoint_of_any_hook(tmp_path, backbone, hook, options):
@@ -168,7 +168,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize(("hook", "number"), PLACES)
 def test_an_exception_in_any_hook(tmp_path, backbone, hook, number):
     """A batch that has failed is run again, and so is a validation."""

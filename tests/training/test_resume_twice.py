@@ -67,7 +67,7 @@ def test_the_runs_would_tell_a_difference(tmp_path, backbone):
         assert_continues(without, whole)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.nightly
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_pair_of_interruptions(tmp_path, backbone, options):
     first = tmp_path / "whole"

@@ -125,7 +125,9 @@ def test_a_users_module_trains_with_the_found_rate(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", [finder, BatchSizeFinder])
+@pytest.mark.parametrize(
+    "search", [finder, pytest.param(BatchSizeFinder, marks=pytest.mark.nightly)]
+)
 def test_a_finder_in_a_resumed_run_is_refused(tmp_path, search):
     """Lightning would begin at step 0."""
     model, data = module(tmp_path)
