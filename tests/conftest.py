@@ -25,7 +25,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 forked.prepare()
-# With the mechanisms that other methods combine: hooks of layers, of sublayers, of attentions and of
+# They have the mechanisms that others combine: hooks of layers, of sublayers, of attentions and of
 # the model, and tensors that blocks share.
 COMPILED = {
     *("TestGatedLoRA", "TestGatedAdapter", "TestGatedPrefix", "TestPrompt", "TestXPEFT"),
@@ -70,7 +70,7 @@ def _class(item: pytest.Item) -> str:
 
 
 def _like(item: pytest.Item) -> str:
-    """A key that the cases share of which some are taken: of all methods on one model, or a test."""
+    """What the cases share of which some are taken: a test, or one of all methods on a model."""
     values = getattr(item, "callspec", None)
     if values and "model" in values.params and _class(item):
         return f"{getattr(item, 'originalname', '')}[{values.params['model']}]"
