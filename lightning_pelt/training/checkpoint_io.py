@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import get_filesystem
 
+from lightning_pelt.training.shard_folders import write_whole_folders
 from lightning_pelt.utils.files import write_aside
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_whole_files(trainer: Trainer) -> None:
-    """Let a trainer write its checkpoints with :class:`WholeFiles`, unless it has a plugin."""
+    """Let a trainer write its checkpoints with :class:`WholeFiles`, unless it has a plugin.
+
+    Strategies that write shards write whole folders.
+    """
+    write_whole_folders(trainer.strategy)
     # A class of the same name: pytorch_lightning has one that is not Lightning's.
     if type(trainer.strategy.checkpoint_io).__name__ == TorchCheckpointIO.__name__:
         trainer.strategy.checkpoint_io = WholeFiles()
