@@ -48,9 +48,11 @@ class GateMonitor(Callback):
 
     Args:
         every_n_steps: optimizer steps between two readings.
-        heatmap: after each validation, draw the means of the gates by block and site. The image
-            goes to W&B, TensorBoard, and ``gates.png`` in the folder of the run, or below its URL.
-            If that fails, a warning says so and training goes on.
+        heatmap: after each validation, draw the means of the gates by block and site. The latest
+            picture is ``gates.png`` in the folder of the run, or below its URL. W&B, TensorBoard
+            and MLflow keep one for each validation, and other loggers have them as files
+            ``media/gate/heatmap/<step>.png``. If that fails, a warning says so and training goes
+            on.
         table: print the last means at the end of fit.
 
     Example:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,11 +11,16 @@ from tabulate import tabulate
 
 from lightning_pelt.attach.names import plain
 from lightning_pelt.callbacks._attached import attached_to
+from lightning_pelt.callbacks._media import log_media, log_numbers
+from lightning_pelt.callbacks._sinks import Table
 from lightning_pelt.reports.base_bytes import bytes_of_base
 from lightning_pelt.utils.text import readable_bytes
 
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
+
+TABLE = "parameters/methods"
+COLUMNS = ("method", "trained", "deployed", "gates", "share")
 
 
 class ParameterCount(Callback):
@@ -31,7 +37,8 @@ class ParameterCount(Callback):
     ``parameters/total/...``; ``parameters/head``, ``parameters/backbone``; the bytes of the frozen
     backbone, ``parameters/backbone_bytes``, and of a checkpoint, ``parameters/bytes``; and
     ``parameters/trained``, which adds gates, head and, in full fine-tuning, the backbone. With
-    several attached models, each has its table, and ``parameters/<path>/...`` are its numbers.
+    several attached models, each has its table, and ``parameters/<path>/...`` are its numbers. They
+    also get the table ``parameters/methods``, which W&B draws as bars too.
 
     Parameters are counted when the plan is attached, so sharding does not change the numbers.
 
@@ -53,15 +60,26 @@ class ParameterCount(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         by_path = attached_to(pl_module, self).by_path
         logged: dict[str, float] = {}
+        rows: list[list[Any]] = []
         for path, attachment in by_path.items():
             numbers = count(attachment)
             inner = f"{path}/" if len(by_path) > 1 else ""
             logged |= {n.replace("/", f"/{inner}", 1): number for n, number in numbers.items()}
+            rows += [[inner + row[0], *row[1:]] for row in method_rows(attachment, numbers)]
             if trainer.is_global_zero:
                 title = f"{path}\n\n" if inner else ""
                 print(f"\n{title}{parameter_table(attachment, numbers)}\n", flush=True)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(logged)
+        log_numbers(trainer, pl_module, logged)
+        if trainer.loggers:  # without one, the printed table is the only one
+            log_media(trainer, TABLE, Table(COLUMNS, rows, bars=("method", "trained")))
+
+
+def method_rows(attachment: Attachment, numbers: Mapping[str, float]) -> list[list[Any]]:
+    """The values of ``COLUMNS`` for each method of one model."""
+    return [
+        [name, *(numbers[f"parameters/{name}/{kind}"] for kind in COLUMNS[1:])]
+        for name in attachment.counts
+    ]
 
 
 def count(attachment: Attachment) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""``SampleTable``: a table of prompts, targets and generated texts in W&B."""
+"""``SampleTable``: a table of prompts, targets and generated texts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from lightning_pelt.utils.same_kind import same_kind
+from lightning_pelt.callbacks._gate_means import logging_step
+from lightning_pelt.callbacks._media import log_media
+from lightning_pelt.callbacks._sinks import Table
 
 COLUMNS = ["step", "row", "prompt", "target", "generated"]
 
 
 class SampleTable(Callback):
-    """Logs what the model generates for the first rows of each evaluation, as a table in W&B.
+    """Logs what the model generates for the first rows of each evaluation, as a table.
 
-    The tables are ``val/samples`` and ``test/samples``. Without a ``WandbLogger`` nothing is
-    generated. The rows are those of the first batch, which are the longest if rows are bucketed by
-    length. Every process generates, since a sharded model needs all of them, and the table has the
-    rows of the first.
+    The tables are ``val/samples`` and ``test/samples``. W&B, TensorBoard and MLflow show them. With
+    another logger, or none, each is a file of JSON lines, ``media/val/samples/<step>.jsonl`` in the
+    folder of the run. The rows are those of the first batch, which are the longest if rows are
+    bucketed by length. Every process generates, since a sharded model needs all of them, and the
+    table has the rows of the first.
 
     Args:
         rows: number of rows.
@@ -34,8 +36,7 @@ class SampleTable(Callback):
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.loggers import WandbLogger
         >>> from lightning_pelt.callbacks import SampleTable
-        >>> table = SampleTable(rows=4)
-        >>> trainer = Trainer(logger=WandbLogger(), callbacks=[table])  # doctest: +SKIP
+        >>> trainer = Trainer(logger=WandbLogger(offline=True), callbacks=[SampleTable(rows=4)])
     """
 
     def __init__(self, rows: int = 8, every_n_epochs: int = 1) -> None:
@@ -73,9 +74,6 @@ class SampleTable(Callback):
     def _log(
         self, trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, Any], stage: str
     ) -> None:
-        loggers: list[Any] = [each for each in trainer.loggers if same_kind(each, WandbLogger)]
-        if not loggers:
-            return
         module: Any = pl_module
         task: Any = getattr(module, "task", None)
         if not hasattr(task, "samples"):
@@ -89,11 +87,9 @@ class SampleTable(Callback):
         }
         with trainer.precision_plugin.val_step_context():
             samples = task.samples(module.model, first, tokenizer=module.tokenizer)
-        step = trainer.global_step
-        data = [
+        step = logging_step(trainer)
+        rows = [
             [step, number, row["prompt"], row["target"], row["generated"]]
             for number, row in enumerate(samples)
         ]
-        if trainer.is_global_zero:
-            for logger in loggers:
-                logger.log_table(f"{stage}/samples", columns=COLUMNS, data=data, step=step)
+        log_media(trainer, f"{stage}/samples", Table(COLUMNS, rows))

@@ -7,19 +7,18 @@ global state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from lightning_pelt.utils.files import write_aside
+from lightning_pelt.utils.locations import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,17 +80,10 @@ def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def save(figure: Figure, path: str | Path) -> str | Path:
     """Write the figure atomically; the suffix of ``path``, a path or a URL, is the format."""
-    kind = Path(path).suffix.removeprefix(".") or "png"
-    files, inside = url_to_fs(str(path))
-    if isinstance(files, LocalFileSystem):
-        local = Path(inside)
-        local.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(local, lambda aside: figure.savefig(aside, format=kind))
-        return Path(path)
-    files.makedirs(files._parent(inside), exist_ok=True)
-    with files.open(inside, "wb") as file:
-        figure.savefig(file, format=kind)
-    return path
+    content = BytesIO()
+    figure.savefig(content, format=Path(path).suffix.removeprefix(".") or "png")
+    write_bytes(path, content.getvalue())
+    return path if isinstance(path, str) and "://" in path else Path(path)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -33,11 +33,32 @@ def records(path: Path) -> list[bytes]:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """Everything that the one offline run under ``folder`` logged, a dictionary per call."""
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row}
+        for row in (each.history.item for each in _all(folder) if each.HasField("history"))
+    ]
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """The configuration of the one offline run under ``folder``, as it was at the end."""
+    found: dict[str, Any] = {}
+    for record in _all(folder):
+        for update in (record.run.config.update, record.config.update):
+            found |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in update}
+    return found
+
+
+def run(folder: Path) -> wandb_internal_pb2.RunRecord:
+    """Group, job type, name and so on of the one offline run under ``folder``."""
+    return next(record.run for record in _all(folder) if record.HasField("run"))
+
+
+def defined(folder: Path) -> dict[str, wandb_internal_pb2.MetricRecord]:
+    """What ``define_metric`` was called with in the one offline run under ``folder``."""
+    found = [each.metric for each in _all(folder) if each.HasField("metric")]
+    return {metric.name or metric.glob_name: metric for metric in found}
+
+
+def _all(folder: Path) -> list[wandb_internal_pb2.Record]:
     (path,) = folder.glob("**/*.wandb")
-    rows = []
-    for data in records(path):
-        record = wandb_internal_pb2.Record.FromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
-    return rows
+    return [wandb_internal_pb2.Record.FromString(data) for data in records(path)]

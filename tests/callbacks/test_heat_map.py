@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,17 @@ def fit(folder: Any, **options: Any) -> GateMonitor:
     options = {"limit_val_batches": 1, "logger": False, **options}
     trainer(folder, monitor, **options).fit(Tiny(), loader(1), loader(1))
     return monitor
+
+
+def at_step_7(folder: Path, *loggers: Any) -> Any:
+    """As much of a trainer as a picture needs."""
+    return SimpleNamespace(
+        loggers=loggers,
+        is_global_zero=True,
+        fast_dev_run=0,
+        default_root_dir=str(folder),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7)),
+    )
 
 
 def test_a_folder_that_is_a_url(tmp_path, monkeypatch):
@@ -68,11 +80,8 @@ def test_a_logger_that_cannot_take_it_harms_no_other(tmp_path):
     second._experiment = SimpleNamespace(  # type: ignore[assignment]
         add_image=lambda name, *_, **__: images.append(name)
     )
-    run: Any = SimpleNamespace(
-        loggers=[first, CSVLogger(tmp_path), second],
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7)),
-    )
-    with pytest.warns(UserWarning, match="logging the heat map to TensorBoardLogger failed"):
+    run = at_step_7(tmp_path, first, CSVLogger(tmp_path), second)
+    with pytest.warns(UserWarning, match="logging gate/heatmap with TensorBoardLogger failed"):
         assert show(run, MEANS, str(tmp_path / "gates.png")) == str(tmp_path / "gates.png")
     assert images == ["gate/heatmap"]
 
@@ -85,9 +94,7 @@ def test_the_loggers_of_pytorch_lightning(tmp_path):
         add_image=lambda name, _pixels, step, dataformats: images.append((name, step))
     )
     wandb.log_image = lambda key, _images, step: images.append((key, step))  # type: ignore[method-assign,misc]
-    run: Any = SimpleNamespace(
-        loggers=[board, OtherCSVLogger(tmp_path), wandb],
-        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7)),
-    )
+    run = at_step_7(tmp_path, board, OtherCSVLogger(tmp_path, "csv", version=0), wandb)
     show(run, MEANS, str(tmp_path / "gates.png"))
     assert images == [("gate/heatmap", 7), ("gate/heatmap", 7)]
+    assert (tmp_path / "csv/version_0/media/gate/heatmap/00000007.png").is_file()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from chat import llama, saved, says, tokenizer
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
@@ -22,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What loggers of W&B are asked to log."""
     found: list[dict[str, Any]] = []
 
@@ -32,7 +35,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(WandbLogger, "log_table", log_table)
     monkeypatch.setattr(WandbLogger, "log_metrics", lambda *args, **options: None)
     monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda *args, **options: None)
-    return found
+    yield found
+    wandb.finish()  # the next WandbLogger of the process would continue the run
 
 
 def parts(base: str, tmp_path: Path, *, logger: Any, **table: Any) -> tuple[Any, ...]:
@@ -75,18 +79,22 @@ def test_the_first_rows_are_logged_with_prompt_target_and_answer(
 
 
 @pytest.mark.slow
-def test_every_other_epoch_and_only_for_wandb(
-    base: str, tmp_path: Path, tables: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_every_other_epoch_and_as_files_of_other_loggers(
+    base: str, tmp_path: Path, tables: list[dict[str, Any]]
 ) -> None:
     trainer, module, data = parts(
         base, tmp_path, logger=WandbLogger(offline=True), every_n_epochs=2
     )
     trainer.fit(module, datamodule=data)
     assert len(tables) == 1 and len(tables[0]["data"]) == 2  # a batch has two rows
-    trainer, module, data = parts(base, tmp_path, logger=CSVLogger(tmp_path))
-    monkeypatch.setattr(CausalLM, "samples", None)  # nothing is generated in vain
-    trainer.fit(module, datamodule=data)
-    assert len(tables) == 1
+    for logger, folder in ((CSVLogger(tmp_path, "csv", 0), "csv/version_0"), (False, ".")):
+        trainer, module, data = parts(base, tmp_path, logger=logger)
+        trainer.fit(module, datamodule=data)
+        files = sorted((tmp_path / folder / "media/val/samples").iterdir())
+        assert [file.name for file in files] == ["00000001.jsonl", "00000003.jsonl"]
+        rows = [json.loads(line) for line in files[1].read_text().splitlines()]
+        assert [(row["step"], row["row"]) for row in rows] == [(3, 0), (3, 1)]
+        assert all(row["target"].startswith("Paris ") for row in rows)
 
 
 def test_numbers_below_1_are_refused() -> None:

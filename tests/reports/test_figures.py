@@ -79,7 +79,7 @@ def test_save_is_atomic(tmp_path, monkeypatch):
     assert imread(path).shape[:2] == (height, width)
 
     def broken(target, **_):
-        target.write_bytes(b"incomplete")
+        target.write(b"incomplete")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(figure, "savefig", broken)
