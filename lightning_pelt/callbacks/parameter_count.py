@@ -42,6 +42,9 @@ class ParameterCount(Callback):
 
     Parameters are counted when the plan is attached, so sharding does not change the numbers.
 
+    Args:
+        table: print the table.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning_pelt import LoRA, ParameterCount, PELTModule, Plan
@@ -57,6 +60,9 @@ class ParameterCount(Callback):
         head 770, backbone 22,713,216 (frozen); the tensors in a checkpoint take 291.0 KiB
     """
 
+    def __init__(self, table: bool = True) -> None:
+        self.table = table
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         by_path = attached_to(pl_module, self).by_path
         logged: dict[str, float] = {}
@@ -66,7 +72,7 @@ class ParameterCount(Callback):
             inner = f"{path}/" if len(by_path) > 1 else ""
             logged |= {n.replace("/", f"/{inner}", 1): number for n, number in numbers.items()}
             rows += [[inner + row[0], *row[1:]] for row in method_rows(attachment, numbers)]
-            if trainer.is_global_zero:
+            if self.table and trainer.is_global_zero:
                 title = f"{path}\n\n" if inner else ""
                 print(f"\n{title}{parameter_table(attachment, numbers)}\n", flush=True)
         log_numbers(trainer, pl_module, logged)

@@ -45,7 +45,8 @@ def run(settings: Settings, *, worker: bool, command: Sequence[str]) -> None:
         ValueError, RuntimeError, OSError: see :func:`lead` and :func:`open_ledger`.
     """
     if worker:
-        work(open_ledger(settings), Fitter(settings))
+        ledger = open_ledger(settings)
+        work(ledger, Fitter(settings, lambda: ledger.group))
     else:
         lead(settings, command)
 
@@ -84,7 +85,9 @@ def lead(settings: Settings, command: Sequence[str]) -> SearchState:
         progress = stack.enter_context(Progress(settings.name))
         config = settings.fingerprint()
         tracker = stack.enter_context(
-            Tracker(settings.wandb, settings.folder, settings.name, config=config)
+            Tracker(
+                settings.wandb, settings.folder, settings.name, config=config, group=ledger.group
+            )
         )
         settled = -1
         while True:

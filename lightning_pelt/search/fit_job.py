@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from time import perf_counter
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import LearningRateMonitor, Timer
 
 from lightning_pelt.attach import Attachment
-from lightning_pelt.callbacks import FiniteGuard, GateMonitor
+from lightning_pelt.callbacks import FiniteGuard, GateMonitor, ParameterCount
 from lightning_pelt.callbacks.finite_guard import NonFiniteError
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.plans import from_config
 from lightning_pelt.search.gate_search import gate_metric
 from lightning_pelt.search.isolation import isolated
 from lightning_pelt.search.queue.job import Job, Outcome, ScoredOn
+from lightning_pelt.search.report.wandb_run import FitRun, fit_run
 from lightning_pelt.search.settings import Settings
 from lightning_pelt.training.module import PELTModule
 
+LOG_EVERY = 10  # steps, if the fits are logged
 NEVER = 2**31  # epochs between validations; the only validation follows the last step
 
 
@@ -36,6 +38,7 @@ class Fitter:
 
     Args:
         settings: of the search.
+        group: gives the name of the group of W&B's runs; by default the name of the search.
 
     Example::
 
@@ -43,8 +46,9 @@ class Fitter:
         outcome = fitter(Job(plan.to_config(), "sst2", seed=0))
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, group: Callable[[], str] | None = None) -> None:
         self.settings = settings
+        self._group = group or (lambda: settings.name)
         self._data: dict[tuple[str, ScoredOn], RowsDataModule] = {}
 
     def __call__(self, job: Job) -> Outcome:
@@ -58,19 +62,28 @@ class Fitter:
             ValueError: the settings do not have the task, or the plan does not fit the backbone.
         """
         start = perf_counter()
-        with isolated(self.settings.threads):
-            order, weights, dropout = _seeds(job.seed)
-            data = self._rows(job)
-            data.seed = order
-            module = self._module(job, data.labels, weights)
-            torch.manual_seed(dropout)  # the seeds of all steps are drawn from this stream
-            try:
-                metrics = self._fit(module, data)
-            finally:
-                _free(module, data)
-        score = self._score(job, metrics)
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return Outcome(score, perf_counter() - start, finite)
+        settings = self.settings
+        with (
+            isolated(settings.threads),
+            fit_run(settings.wandb, job, folder=settings.folder, group=self._group) as run,
+        ):
+            metrics = self._trained(job, run)
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            outcome = Outcome(self._score(job, metrics), perf_counter() - start, finite)
+            if run is not None:
+                run.finish(outcome)
+        return outcome
+
+    def _trained(self, job: Job, run: FitRun | None) -> dict[str, float]:
+        order, weights, dropout = _seeds(job.seed)
+        data = self._rows(job)
+        data.seed = order
+        module = self._module(job, data.labels, weights)
+        torch.manual_seed(dropout)  # the seeds of all steps are drawn from this stream
+        try:
+            return self._fit(module, data, run)
+        finally:
+            _free(module, data)
 
     def _score(self, job: Job, metrics: dict[str, float]) -> float | None:
         """The score in points; None unless the metric and the validation loss are finite."""
@@ -100,11 +113,18 @@ class Fitter:
             seed=seed,
         )
 
-    def _fit(self, module: PELTModule, data: RowsDataModule) -> dict[str, float]:
+    def _fit(
+        self, module: PELTModule, data: RowsDataModule, run: FitRun | None
+    ) -> dict[str, float]:
         """Train and evaluate; of a fit that diverges, the metrics measured before."""
-        timer, gates = Timer(), GateMonitor(NEVER, heatmap=False, table=False)
-        gated = any(method.gate is not None for method in module.plan.methods)
-        trainer = self._trainer([FiniteGuard(), timer, *([gates] if gated else [])])
+        every = NEVER if run is None else LOG_EVERY
+        timer, gates = Timer(), GateMonitor(every, heatmap=False, table=False)
+        callbacks: list[Callback] = [FiniteGuard(), timer]
+        if any(method.gate is not None for method in module.plan.methods):
+            callbacks.append(gates)
+        if run is not None:
+            callbacks += [LearningRateMonitor(), ParameterCount(table=False)]
+        trainer = self._trainer(callbacks, run)
         found: dict[str, float] = {}
         try:
             trainer.fit(module, datamodule=data)
@@ -116,13 +136,13 @@ class Fitter:
         seconds = timer.time_elapsed("train")
         return {
             **found,
-            **_gates(module.attachment, gates.latest),
+            **(_gates(module.attachment, gates.latest) if found else {}),
             "parameters": sum(count.trained for count in module.attachment.counts.values()),
             "steps": trainer.global_step,
             "steps_per_second": trainer.global_step / seconds if seconds else 0.0,
         }
 
-    def _trainer(self, callbacks: list[Callback]) -> Trainer:
+    def _trainer(self, callbacks: list[Callback], run: FitRun | None) -> Trainer:
         """A trainer that writes no files and evaluates only on request."""
         fit = self.settings.fit
         return Trainer(
@@ -136,7 +156,8 @@ class Fitter:
             num_sanity_val_steps=0,
             deterministic="warn",
             callbacks=callbacks,
-            logger=False,
+            logger=False if run is None else run.logger,
+            log_every_n_steps=LOG_EVERY,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

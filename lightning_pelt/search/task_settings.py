@@ -122,14 +122,18 @@ class WandbSettings:
     Args:
         project: name of the project.
         offline: store the run on the disk, to be uploaded later with ``wandb sync``.
+        fits: log each fit as a run too, with its losses, gates and learning rates, in a group with
+            the run of the search (``--wandb.fits true``). By default off, since a search has
+            hundreds of fits, and the run of the search has a row for each.
 
     Example:
         >>> WandbSettings(offline=True)
-        WandbSettings(project='lightning-pelt', offline=True)
+        WandbSettings(project='lightning-pelt', offline=True, fits=False)
     """
 
     project: str = "lightning-pelt"
     offline: bool = False
+    fits: bool = False
 
 
 def local_files(data: RowsDataModule, folder: Path) -> dict[str, Any]:

@@ -53,6 +53,18 @@ def run(folder: Path) -> wandb_internal_pb2.RunRecord:
     return next(record.run for record in _all(folder) if record.HasField("run"))
 
 
+def summary(folder: Path) -> dict[str, Any]:
+    """The summary of the one offline run under ``folder``, as it was at the end."""
+    updates = [record.summary.update for record in _all(folder) if record.HasField("summary")]
+    found = [item for update in updates for item in update]
+    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in found}
+
+
+def exit_code(folder: Path) -> int:
+    """The exit code of the one offline run under ``folder``."""
+    return next(record.exit.exit_code for record in _all(folder) if record.HasField("exit"))
+
+
 def defined(folder: Path) -> dict[str, wandb_internal_pb2.MetricRecord]:
     """What ``define_metric`` was called with in the one offline run under ``folder``."""
     found = [each.metric for each in _all(folder) if each.HasField("metric")]

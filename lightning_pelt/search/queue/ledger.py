@@ -60,6 +60,7 @@ MAX_ERRORS = 2  # attempts at a job that may end with an exception
 # Attributes of a study. The names are part of the file format.
 _ABOUT = "lightning_pelt"  # {"settings": ...}
 _FINISHED = "finished"
+_ID = "id"
 _RUNNING = (TrialState.RUNNING,)
 
 _logger = logging.getLogger(__name__)
@@ -331,6 +332,12 @@ class Ledger:
     def finished(self, finished: bool) -> None:
         self._study.set_user_attr(_FINISHED, finished)
 
+    @property
+    def group(self) -> str:
+        """Names the search among others: its name, and an identifier that its first leader drew."""
+        identifier = self._study.user_attrs.get(_ID)
+        return self.name if identifier is None else f"{self.name}-{identifier}"
+
     @contextmanager
     def lead(self, timeout: float = TIMEOUT) -> Iterator[Heartbeat]:
         """Act as the only controller of the search for a ``with`` block.
@@ -356,6 +363,8 @@ class Ledger:
             self._end(trial._trial_id)
         own = self._leader_trial(name)
         try:
+            if _ID not in self._study.user_attrs:
+                self._study.set_user_attr(_ID, uuid.uuid4().hex[:8])
             for trial in self._latest().values():
                 self._retry(trial, forget_errors=True)
             with Heartbeat(lambda: self._write_heartbeat(own, name)) as heartbeat:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +12,11 @@ from typing import Any
 import wandb
 
 from lightning_pelt.search.queue.job import Job, Outcome, Outcomes
+from lightning_pelt.search.report.wandb_run import describe, open_run
 from lightning_pelt.search.search_state import SearchState
 from lightning_pelt.search.task_settings import WandbSettings
 from lightning_pelt.utils.files import write_aside
 from lightning_pelt.utils.json_data import parse_json
-from lightning_pelt.utils.urls import masked
 
 STATE = "wandb.json"
 COLUMNS = ("stage", "option", "block", "task", "score", "seconds", "parameters", "diverged")
@@ -36,6 +34,7 @@ class Tracker:
         folder: of the search; offline runs are stored in its subfolder ``wandb``.
         name: of the run.
         config: of the search, as plain data.
+        group: of the runs of this search.
 
     Raises:
         ValueError: ``wandb.json`` is damaged.
@@ -53,8 +52,9 @@ class Tracker:
         name: str = "search",
         *,
         config: Mapping[str, Any] | None = None,
+        group: str | None = None,
     ) -> None:
-        self.settings, self.folder = settings, Path(folder)
+        self.settings, self.folder, self.group = settings, Path(folder), group
         self.name, self.config = name, dict(config or {})
         self._run: Any = None
         self._id: str | None = None
@@ -123,18 +123,16 @@ class Tracker:
     def _open(self) -> Any:
         assert self.settings is not None
         if self._run is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _masked_command_line():
-                self._run = wandb.init(
-                    project=self.settings.project,
-                    name=self.name,
-                    id=self._id,
-                    resume="allow" if self._id else None,
-                    dir=str(self.folder),
-                    config=self.config,
-                    mode="offline" if self.settings.offline else None,
-                    settings=wandb.Settings(console="off"),  # progress bars are not part of the run
-                )
+            self._run = open_run(
+                self.settings,
+                self.folder,
+                name=self.name,
+                id=self._id,
+                resume="allow" if self._id else None,
+                config=self.config,
+                group=self.group,
+                job_type="search",
+            )
             self._id = self._run.id
             self._save()
         return self._run
@@ -161,17 +159,6 @@ def _read_state(path: Path) -> tuple[str | None, dict[str, None]]:
         ) from error
 
 
-@contextmanager
-def _masked_command_line() -> Iterator[None]:
-    """Hide passwords from W&B, which stores the arguments of the process."""
-    before = sys.argv
-    sys.argv = [masked(argument) for argument in before]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
 def all_jobs(state: SearchState) -> Iterator[Job]:
     """The jobs of a search so far, each once, in the order in which the search asked for them."""
     stages = [record.jobs.values() for record in state.records]
@@ -183,17 +170,10 @@ def all_jobs(state: SearchState) -> Iterator[Job]:
 
 
 def _row(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """The logged values of a job; its label is ``"stage: option, block 3"``, or ``seed 3``."""
-    stage, _, rest = job.label.partition(": ")
-    option, _, unit = rest.rpartition(", ")
-    number = unit.rpartition(" ")[2]
+    """The logged values of a job."""
     return {
-        "stage": stage,
-        "option": option or rest,
-        "block": int(number) if number.isdecimal() else None,
-        "task": job.task,
+        **describe(job),
         "score": outcome.score,
         "seconds": outcome.seconds,
-        "parameters": job.parameters,
         "diverged": outcome.diverged,
     }

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import simulated
+import wandb
+from callbacks import offline_wandb
 from matplotlib.figure import Figure
 
 from lightning_pelt.search.queue.job import JobCounts, Outcome
@@ -235,10 +237,12 @@ def test_an_offline_run_is_written_with_its_table_and_pictures(
     state, outcomes = finished
     report = tmp_path / "report.md"
     Figure().savefig(tmp_path / "cost.png")
-    with Tracker(WandbSettings(offline=True), tmp_path, "mine") as tracker:
+    with Tracker(WandbSettings(offline=True), tmp_path, "mine", group="mine-1a2b") as tracker:
         tracker.end(state, outcomes, report)
+    wandb.teardown()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert any(folder.glob("*.wandb"))
+    record = offline_wandb.run(folder)
+    assert (record.run_group, record.job_type) == ("mine-1a2b", "search")
     assert [p.name for p in folder.rglob("*.png")], "the picture is part of the run"
     (table,) = folder.rglob("cells*.table.json")
     rows = json.loads(table.read_text())["data"]
