@@ -42,7 +42,14 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics
 OPTIONAL = {
     *("filelock", "litserve", "optuna", "psutil", "psycopg", "scipy", "sqlalchemy", "starlette"),
     *("bitsandbytes", "torchao"),
-    *("matplotlib", "pydantic", "pytest", "wandb", "torch.nn.attention.flex_attention"),
+    *(
+        "matplotlib",
+        "pydantic",
+        "pytest",
+        "wandb",
+        "wandb_workspaces",
+        "torch.nn.attention.flex_attention",
+    ),
 }
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""``lightning-pelt``: the console script and its eight commands."""
+"""``lightning-pelt``: the console script and its nine commands."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lightning_pelt.cli import base, export, plan, profiles, search
+from lightning_pelt.cli import base, dashboard, export, plan, profiles, search
 from lightning_pelt.cli.errors import DEBUG, debugging, one_line_errors
 from lightning_pelt.cli.parser import CommandParser, SuggestingParser
 
 # Commands that are not methods of a trainer: modules with a SUMMARY and a `main(args)`.
-COMMANDS = {"plan": plan, "export": export, "search": search, "profiles": profiles}
+COMMANDS = {
+    "plan": plan,
+    "export": export,
+    "dashboard": dashboard,
+    "search": search,
+    "profiles": profiles,
+}
 
 
 class CommandLine(base.PELTCLI):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from matplotlib.image import imread
 
 from lightning_pelt import GateMonitor, GateSchedule, ParameterCount, Phase
+from lightning_pelt.reports.dashboard import SECTIONS, Lines
 
 pytestmark = pytest.mark.slow  # one fit, with all loggers
 
@@ -226,3 +228,9 @@ def test_the_table_of_methods(folder):
     lines = event.tensor_proto.string_val[0].decode().splitlines()
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(rows[0])
     assert len(lines) == 2 + len(rows)
+
+
+def test_the_dashboard_shows_each_scalar_once(folder):
+    lines = [p for section in SECTIONS for p in section.panels if isinstance(p, Lines)]
+    for name in csv_curves(folder).keys() - {"epoch"}:
+        assert len([line for line in lines if re.match(line.pattern, name)]) == 1, name

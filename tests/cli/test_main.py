@@ -206,10 +206,11 @@ def test_version(capsys):
     assert printed.split() == ["lightning-pelt", lightning_pelt.__version__]
 
 
-ALL = ["fit", "validate", "test", "predict", "plan", "export", "search", "profiles"]
+TRAINER = ["fit", "validate", "test", "predict"]
+ALL = [*TRAINER, "plan", "export", "dashboard", "search", "profiles"]
 
 
-def test_help_lists_eight_commands_in_a_line_each(capsys, monkeypatch):
+def test_help_lists_nine_commands_in_a_line_each(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     overview = answer(capsys, "--help", kind=CommandLine)
     listed, _, end = overview.partition("lists the options of a command.\n\n")[2].partition("\n\n")

@@ -13,6 +13,7 @@ SEARCH = ["--backbone=b", f"--tasks={json.dumps({'t': {'data': ROWS}})}", '--fit
 HELP = {
     "": ["--help"],
     "plan": ["plan", "--help"],
+    "dashboard": ["dashboard", "--help"],
     "search": ["search", "--help"],
     "profiles": ["profiles", "--help"],
     "profiles train": ["profiles", "train", "--help"],
@@ -20,6 +21,7 @@ HELP = {
     "profiles evaluate": ["profiles", "evaluate", "--help"],
 }
 RUN = {
+    "dashboard": ["dashboard"],
     "search": ["search", *SEARCH],
     "profiles list": ["profiles", "list", "--store=s.db"],
     "profiles serve": ["profiles", "serve"],
@@ -27,7 +29,7 @@ RUN = {
 CODE = """
 import contextlib, io, json, sys
 commands, found = json.loads(sys.argv[1]), []
-for name in ("optuna", "sqlalchemy", "psycopg", "litserve"):
+for name in ("optuna", "sqlalchemy", "psycopg", "litserve", "wandb_workspaces"):
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 from lightning_pelt.cli.main import script
 for command in commands:
@@ -67,7 +69,9 @@ def test_help_needs_no_extra(found, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "extra"), zip(RUN, ("search", "profiles", "serve"), strict=True))
+@pytest.mark.parametrize(
+    ("name", "extra"), zip(RUN, ("dashboard", "search", "profiles", "serve"), strict=True)
+)
 def test_running_names_the_extra(found, name: str, extra: str) -> None:
     status, out, err = found["run", name]
     assert (status, out, err.count("\n")) == (2, "", 1), err
