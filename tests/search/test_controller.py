@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import simulated
 import yaml
+from callbacks import offline_wandb
 from search.parsing import parse
 
 from lightning_pelt.cli import search as command
@@ -97,6 +98,19 @@ def test_a_finished_search_repeats_no_fit(searched, recipe, capsys):
     run(recipe, "--workers=0")  # no process could run a fit
     assert finished(recipe) == before
     assert f"report: {searched / 'report.md'}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_fits_of_all_workers_are_runs_in_the_group_of_the_search(recipe):
+    folder = recipe.parent / "logged"
+    wandb_options = ("--wandb.fits=true", "--wandb.offline=true")
+    run(recipe, "--name=logged", "--method=gates", f"--output={folder}", *wandb_options)
+    settings = parse([f"--config={recipe}", "--name=logged"]).settings
+    ledger = controller.open_ledger(settings)
+    runs = [offline_wandb.run(each) for each in (folder / "wandb").glob("offline-run-*")]
+    assert {each.run_group for each in runs} == {ledger.group}
+    kinds = sorted(each.job_type for each in runs)
+    assert kinds == ["fit"] * len(ledger.outcomes()) + ["search"]
 
 
 @pytest.mark.slow
