@@ -1,4 +1,4 @@
-"""Give a picture, a table or a text to every logger of a trainer, and numbers to its dashboards."""
+"""Give a picture, a table, a text or hyperparameters to every logger of a trainer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def log_numbers(trainer: Trainer, module: LightningModule, numbers: Mapping[str,
     """Log numbers of a fit as hyperparameters, besides those of the module and its data.
 
     Lightning logs the latter later. TensorBoard shows only the hyperparameters that are logged
-    first, so it gets all of them now.
+    first, so it gets all of them now. A run of MLflow refuses other values than those of an earlier
+    fit; as for media, a warning says so.
 
     Args:
         trainer: of the loggers.
@@ -74,7 +75,8 @@ def log_numbers(trainer: Trainer, module: LightningModule, numbers: Mapping[str,
     """
     for logger in trainer.loggers:
         known = _hyperparameters(trainer, module) if same_kind(logger, TensorBoardLogger) else {}
-        logger.log_hyperparams({**known, **numbers})
+        with _warns_of("the numbers of parameters", logger):
+            logger.log_hyperparams({**known, **numbers})
 
 
 def _hyperparameters(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

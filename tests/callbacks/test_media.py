@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.image import imread
 
-from lightning_pelt.callbacks._media import log_media
+from lightning_pelt.callbacks._media import log_media, log_numbers
 from lightning_pelt.callbacks._sinks import Table, folder_of, markdown
 from lightning_pelt.reports.figures import gate_heatmap
 
@@ -146,4 +146,9 @@ def test_mlflow_has_the_table_of_each_step(tmp_path, monkeypatch):
     }
     text = client.download_artifacts(logger.run_id, "plan/00000012.txt")
     assert Path(text).read_text() == "LoRA"
+    for rank in (8, 8):
+        log_numbers(run, None, {"parameters/lora": rank})  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="the numbers of parameters with MLFlowLogger failed"):
+        log_numbers(run, None, {"parameters/lora": 4})  # type: ignore[arg-type]
+    assert client.get_run(logger.run_id).data.params == {"parameters/lora": "8"}
     assert not (tmp_path / "media").exists()
