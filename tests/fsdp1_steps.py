@@ -44,24 +44,30 @@ def _whole_on_cpu(module: nn.Module, world_size: int, rank0_only: bool = True) -
 
 
 def main() -> None:
-    """Afresh, on from that half, and on from the half of another run."""
+    """Afresh, on from that half, and on from the half of another run; or recomputing activations."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("backbone")
     parser.add_argument("half", type=Path)
-    parser.add_argument("kind", choices=["full", "sharded"])
+    parser.add_argument("kind", choices=["full", "sharded", "checkpointed"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     collect_on_cpu()
 
+    checkpointed = asked.kind == "checkpointed"
+
     def two() -> dict[str, Any]:
         strategy = OnCPU(
             auto_wrap_policy={BertLayer},
-            state_dict_type=asked.kind,
+            activation_checkpointing_policy={BertLayer} if checkpointed else None,
+            state_dict_type="full" if checkpointed else asked.kind,
             process_group_backend="gloo",
         )
         return {"strategy": strategy, "devices": 2}
 
+    if checkpointed:
+        fit(asked.folder, asked.backbone, **two())
+        return
     first = asked.folder / "afresh"
     fit(first, asked.backbone, **two())
     fit(asked.folder / "resumed", asked.backbone, resume=half(first), **two())

@@ -54,6 +54,12 @@ def test_checkpoints_of_shards(tmp_path, one, sharded, run):
     assert_same(last(one), in_one_file(last(sharded / run), tmp_path / "one.ckpt"))
 
 
+@pytest.mark.nightly
+def test_activation_checkpointing(tmp_path, tiny, one):
+    run_script(fsdp1_steps, str(tmp_path), tiny, str(half(one)), "checkpointed")
+    assert_same(last(one), last(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["full", pytest.param("sharded", marks=pytest.mark.nightly)])
 def test_from_two_to_one(request, tmp_path, tiny, one, kind):
     saved = half(request.getfixturevalue(kind) / "afresh")
