@@ -44,7 +44,7 @@ def _whole_on_cpu(module: nn.Module, world_size: int, rank0_only: bool = True) -
 
 
 def main() -> None:
-    """Afresh, on from that half, and on from the half of another run; or recomputing activations."""
+    """Afresh, on from that half, and from the half of another run; or recomputing activations."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("backbone")
