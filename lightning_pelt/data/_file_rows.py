@@ -23,6 +23,7 @@ def parquet(path: Path, header: Sequence[str]) -> pa.Table:
     """
     try:
         table = pq.ParquetFile(path).read()
+        table.validate(full=True)  # for example, that texts are UTF-8
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: truncated or not a parquet file ({error})") from error
     try:

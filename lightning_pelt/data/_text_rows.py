@@ -80,12 +80,15 @@ def check_names(names: Sequence[str]) -> None:
     """Check that the names of columns differ; a column may lack a name.
 
     Raises:
-        ValueError: two columns have one name, or no column has a name.
+        ValueError: two columns have one name, a name contains a NUL character, or no column has a
+            name.
     """
     named = [name for name in names if name]
     if not named:
         raise ValueError("it is blank: expected the names of the columns")
     for name in named:
+        if "\0" in name:
+            raise ValueError(f"the name of the column {name!r} contains a NUL character: rename it")
         if named.count(name) > 1:
             raise ValueError(
                 f"there are {named.count(name)} columns {name!r}: rename or remove one"

@@ -320,6 +320,8 @@ def test_a_class_may_be_called_nan_if_it_is_named(words: str, tmp_path: Path) ->
         ({"text": ["a", None], "label": ["x"] * 2}, ", row 2, column 'text': ", "is empty"),
         ({"text": ["a"], "label": [float("nan")]}, ", row 1, column 'label': ", "is missing"),
         ({"text": pa.array([], pa.string())}, "", "has no rows"),
+        ({"text": pa.array([b"caf\xe9"]).view(pa.string()), "label": ["x"]}, "", "UTF8"),
+        ({"text": ["a"], "label": ["x"], "label\0": ["x"]}, "", "contains a NUL character"),
     ],
 )
 def test_a_parquet_file_is_checked_like_the_others(

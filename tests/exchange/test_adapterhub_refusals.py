@@ -98,6 +98,10 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape(tmp_path: Path) 
     refused(folder, "torch.int64, expected floats")
 
 
+def test_blocks_that_are_no_numbers(tmp_path: Path) -> None:
+    refused(copy(tmp_path, leave_out="all"), "leave_out='all', expected a list of block numbers")
+
+
 def test_two_adapters_in_one_file(tmp_path: Path) -> None:
     def more(tensors: dict) -> dict:
         return tensors | {k.replace(".it.", ".two."): t.clone() for k, t in tensors.items()}

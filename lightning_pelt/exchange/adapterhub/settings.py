@@ -169,7 +169,9 @@ def _settings(folder: Path, whole: Mapping[str, Any], config: Mapping[str, Any])
             stacklevel=5,
         )
     values = {**defaults, **{name: given[name] for name in given.keys() & defaults.keys()}}
-    values["leave_out"] = values.get("leave_out") or []
+    values["leave_out"] = left_out = values.get("leave_out") or []
+    if not isinstance(left_out, list) or not all(isinstance(block, int) for block in left_out):
+        raise ValueError(f"{folder} has leave_out={left_out!r}, expected a list of block numbers")
     if "version" not in whole and "non_linearity" in values:
         activation = values["non_linearity"]
         values["non_linearity"] = OLD_ACTIVATIONS.get(activation, activation)
