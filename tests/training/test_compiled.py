@@ -7,18 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks.tiny import trainer
+from callbacks.tiny import Tiny, loader, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small import LABELS, Sentences
 from torch._dynamo.utils import counters
 from twenty_steps import backbone as small_backbone
 
-from lightning_pelt import GateSchedule, PELTModule, Phase, UniPELT
+from lightning_pelt import (
+    GateSchedule,
+    PELTCallback,
+    PELTModule,
+    Phase,
+    UniPELT,
+    load_adapters,
+    save_adapters,
+)
 
 # What Inductor makes of a graph is torch's affair.
 WHOLE = {"backend": "eager", "fullgraph": True, "dynamic": True}
 EPOCHS = 4
+
+
+class Stranger(Tiny):
+    """A module that leaves attaching to the callback."""
+
+    def configure_model(self) -> None: ...
 
 
 class Losses(Callback):
@@ -108,6 +122,42 @@ def test_a_module_that_is_compiled_as_a_whole(tmp_path, backbone):
     assert fit(tmp_path / "whole", whole, backbone, **once) == pytest.approx(plain, abs=1e-4)
     saved = [state(tmp_path / kind / "epoch=0.ckpt") for kind in ("plain", "whole")]
     assert saved[0].keys() == saved[1].keys()
+
+
+@pytest.mark.slow
+def test_predictions_and_adapters_of_both_kinds(tmp_path, backbone):
+    """A compiled model predicts as a plain one does, and each loads the adapters of the other."""
+    data = Sentences(backbone, batch_size=20, rows_of_train=40)
+    modules = {"plain": module(backbone), "compiled": module(backbone, WHOLE)}
+    for kind, fitted in modules.items():
+        fit(tmp_path / kind, fitted, backbone, epochs=1, limit_val_batches=0)
+        save_adapters(fitted, tmp_path / kind / "adapters")
+    predicted = {}
+    for kind, other in (("plain", "compiled"), ("compiled", "plain")):
+        loaded = module(backbone, modules[other].compiling)
+        loaded.configure_model()
+        load_adapters(loaded, tmp_path / kind / "adapters")
+        rows = [trainer(tmp_path).predict(one, data) for one in (modules[kind], loaded)]
+        first, second = (
+            [p for batch in batches for row in batch for p in row["probabilities"].values()]
+            for batches in rows
+        )
+        assert second == pytest.approx(first, abs=1e-5)
+        predicted[kind] = first
+    assert predicted["compiled"] == pytest.approx(predicted["plain"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_strangers_module_that_is_compiled_as_a_whole(tmp_path):
+    nets = {}
+    for kind in ("plain", "whole"):
+        stranger = Stranger()
+        fitted = torch.compile(stranger, backend="eager") if kind == "whole" else stranger
+        trainer(tmp_path / kind, PELTCallback(UniPELT())).fit(fitted, loader())
+        nets[kind] = stranger.net.state_dict()
+    assert nets["plain"].keys() == nets["whole"].keys()
+    assert any("pelt" in name for name in nets["plain"])
+    torch.testing.assert_close(nets["whole"], nets["plain"], rtol=0, atol=1e-4)
 
 
 def test_an_unknown_option_is_refused_with_the_nearest(backbone):
