@@ -1,44 +1,21 @@
 """Gated parameter-efficient tuning of Hugging Face transformers for PyTorch Lightning."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lightning_pelt.attach import (
-    Adapters,
-    Attachment,
-    attach,
-    detach,
-    load_adapters,
-    merge,
-    quantise,
-    save_adapters,
-)
-from lightning_pelt.exchange.adapterhub import HubPrefix, HubPrompt, load_adapterhub
-from lightning_pelt.exchange.distillation import distil_lora
-from lightning_pelt.exchange.hub import from_hub, push_to_hub
-from lightning_pelt.exchange.loading import load_pelt
-from lightning_pelt.exchange.peft import load_peft, save_peft
-from lightning_pelt.exchange.predictor import Predictor
-from lightning_pelt.methods import (
-    IA3,
-    XPEFT,
-    Adapter,
-    BitFit,
-    Compacter,
-    LoRA,
-    LowRankAdapter,
-    MiSS,
-    NewTokens,
-    Prefix,
-    Prompt,
-)
-from lightning_pelt.methods.gate import Gate
-from lightning_pelt.methods.xpeft import RandomBank, TrainedBank, load_bank, profiles_of, save_bank
-from lightning_pelt.plans import FullFineTuning, Group, HeadOnly, Plan, UniPELT
-from lightning_pelt.plans.design_space import S4, Design, S4_3b
-from lightning_pelt.utils.backbone import resolve_backbone
-
 if TYPE_CHECKING:
+    from lightning_pelt.attach import (
+        Adapters,
+        Attachment,
+        attach,
+        detach,
+        load_adapters,
+        merge,
+        quantise,
+        save_adapters,
+    )
     from lightning_pelt.callbacks import (
         FiniteGuard,
         GateMonitor,
@@ -69,6 +46,35 @@ if TYPE_CHECKING:
         TextDataModule,
         TranscribedAudio,
     )
+    from lightning_pelt.exchange.adapterhub import HubPrefix, HubPrompt, load_adapterhub
+    from lightning_pelt.exchange.distillation import distil_lora
+    from lightning_pelt.exchange.hub import from_hub, push_to_hub
+    from lightning_pelt.exchange.loading import load_pelt
+    from lightning_pelt.exchange.peft import load_peft, save_peft
+    from lightning_pelt.exchange.predictor import Predictor
+    from lightning_pelt.methods import (
+        IA3,
+        XPEFT,
+        Adapter,
+        BitFit,
+        Compacter,
+        LoRA,
+        LowRankAdapter,
+        MiSS,
+        NewTokens,
+        Prefix,
+        Prompt,
+    )
+    from lightning_pelt.methods.gate import Gate
+    from lightning_pelt.methods.xpeft import (
+        RandomBank,
+        TrainedBank,
+        load_bank,
+        profiles_of,
+        save_bank,
+    )
+    from lightning_pelt.plans import FullFineTuning, Group, HeadOnly, Plan, UniPELT
+    from lightning_pelt.plans.design_space import S4, Design, S4_3b
     from lightning_pelt.profiles import Profile, read_profile, write_profile
     from lightning_pelt.profiles.serving import ProfileServer
     from lightning_pelt.profiles.store import ProfileStore
@@ -89,9 +95,21 @@ if TYPE_CHECKING:
         TokenClassification,
     )
     from lightning_pelt.training import PELTModule, Phase, named_groups
+    from lightning_pelt.utils.backbone import resolve_backbone
 
-# Names that need Lightning or an extra: a plain ``attach`` does not wait for those imports.
-_LAZY = {
+# Names are imported when they are first asked for: the command line answers ``--help`` without
+# torch, and a plain ``attach`` does not wait for Lightning.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "attach": (
+        "Adapters",
+        "Attachment",
+        "attach",
+        "detach",
+        "load_adapters",
+        "merge",
+        "quantise",
+        "save_adapters",
+    ),
     "callbacks": (
         "FiniteGuard",
         "GateMonitor",
@@ -122,7 +140,60 @@ _LAZY = {
         "TextDataModule",
         "TranscribedAudio",
     ),
-    "profiles": ("Profile", "read_profile", "write_profile"),
+    "exchange.adapterhub": (
+        "HubPrefix",
+        "HubPrompt",
+        "load_adapterhub",
+    ),
+    "exchange.distillation": ("distil_lora",),
+    "exchange.hub": (
+        "from_hub",
+        "push_to_hub",
+    ),
+    "exchange.loading": ("load_pelt",),
+    "exchange.peft": (
+        "load_peft",
+        "save_peft",
+    ),
+    "exchange.predictor": ("Predictor",),
+    "methods": (
+        "Adapter",
+        "BitFit",
+        "Compacter",
+        "IA3",
+        "LoRA",
+        "LowRankAdapter",
+        "MiSS",
+        "NewTokens",
+        "Prefix",
+        "Prompt",
+        "XPEFT",
+    ),
+    "methods.gate": ("Gate",),
+    "methods.xpeft": (
+        "RandomBank",
+        "TrainedBank",
+        "load_bank",
+        "profiles_of",
+        "save_bank",
+    ),
+    "plans": (
+        "FullFineTuning",
+        "Group",
+        "HeadOnly",
+        "Plan",
+        "UniPELT",
+    ),
+    "plans.design_space": (
+        "Design",
+        "S4",
+        "S4_3b",
+    ),
+    "profiles": (
+        "Profile",
+        "read_profile",
+        "write_profile",
+    ),
     "profiles.serving": ("ProfileServer",),
     "profiles.store": ("ProfileStore",),
     "tasks": (
@@ -141,9 +212,14 @@ _LAZY = {
         "Task",
         "TokenClassification",
     ),
-    "training": ("PELTModule", "Phase", "named_groups"),
+    "training": (
+        "PELTModule",
+        "Phase",
+        "named_groups",
+    ),
+    "utils.backbone": ("resolve_backbone",),
 }
-_HOMES = {name: home for home, names in _LAZY.items() for name in names}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "GLUE",
@@ -243,11 +319,27 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the home of a lazy name when it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import the home of a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package, in which the name of a folder is that of a function too."""
+
+    @property
+    def attach(self) -> Any:
+        return import_module(f"{__name__}.attach.attach").attach
+
+    @attach.setter
+    def attach(self, folder: ModuleType) -> None:
+        """Python sets the attribute to the folder when it is imported."""
+
+
+sys.modules[__name__].__class__ = _Package

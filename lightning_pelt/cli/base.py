@@ -22,19 +22,15 @@ from lightning_pelt.cli.checkpoint_files import (
     read_checkpoint,
 )
 from lightning_pelt.cli.data_preview import HELP, print_data
+from lightning_pelt.cli.overview import DESCRIPTION, PROG, TRAINER
 from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.data import RowsDataModule
+from lightning_pelt.exchange import adapterhub  # noqa: F401
+from lightning_pelt.plans import design_space  # noqa: F401
 from lightning_pelt.training.module import PELTModule
 
-DESCRIPTION = "Gated parameter-efficient tuning of Hugging Face transformers."
 USES = ("validate", "test", "predict")  # commands that use a trained model
 UNTRAINED = "Without a checkpoint, use the backbone with new weights, such as a random head."
-SUMMARIES = {
-    "fit": "Train the plan of a recipe.",
-    "validate": "Score a checkpoint on the validation rows.",
-    "test": "Score a checkpoint on the test rows.",
-    "predict": "Write a checkpoint's predictions for new rows.",
-}
 
 
 class PELTCLI(LightningCLI):
@@ -61,7 +57,7 @@ class PELTCLI(LightningCLI):
     """
 
     trains: ClassVar[bool] = True  # whether the command `fit` trains
-    prog: ClassVar[str] = "lightning-pelt"
+    prog: ClassVar[str] = PROG
     usage: ClassVar[str] = "%(prog)s [--config RECIPE] [--OPTION VALUE ...]"
 
     def setup_parser(
@@ -225,7 +221,7 @@ def main(args: ArgsType = None, kind: type[PELTCLI] = PELTCLI, run: bool = True)
     commands = {
         name: {
             "usage": kind.usage,
-            **({"description": SUMMARIES[name]} if name in SUMMARIES else {}),
+            **({"description": TRAINER[name]} if name in TRAINER else {}),
         }
         for name in kind.subcommands()
     }

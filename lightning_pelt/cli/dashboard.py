@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_pelt.cli.errors import one_line_errors
+from lightning_pelt.cli.overview import OTHERS
 from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.reports.dashboard import NAME, save_dashboard
 
 PROG = "lightning-pelt dashboard"
-SUMMARY = "Save charts of gates, rates and counts in W&B."
 
 
 def main(args: Sequence[str]) -> None:
@@ -18,7 +18,7 @@ def main(args: Sequence[str]) -> None:
     Args:
         args: the options.
     """
-    parser = SuggestingParser(prog=PROG, description=SUMMARY)
+    parser = SuggestingParser(prog=PROG, description=OTHERS["dashboard"])
     parser.add_function_arguments(save)
     with one_line_errors(PROG):
         save(**parser.parse_args(args).as_dict())

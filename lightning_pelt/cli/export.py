@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_pelt.cli.checkpoint_files import SHARDED, read_checkpoint
 from lightning_pelt.cli.errors import one_line_errors
+from lightning_pelt.cli.overview import OTHERS
 from lightning_pelt.cli.parser import SuggestingParser
 from lightning_pelt.exchange.loading import load_pelt
 from lightning_pelt.exchange.peft import save_peft
@@ -17,7 +18,6 @@ from lightning_pelt.training.module import PELTModule
 from lightning_pelt.utils.formats import CHECKPOINT, OURS, expect_format, format_of
 
 PROG = "lightning-pelt export"
-SUMMARY = "Write a checkpoint in another library's format."
 WRITERS: dict[str, Callable[[nn.Module, str | Path], Path]] = {"peft": save_peft}
 READ_BY = {"peft": "PeftModel.from_pretrained(base, folder) of PEFT, vLLM and SGLang read it"}
 
@@ -28,7 +28,7 @@ def main(args: Sequence[str]) -> None:
     Args:
         args: the options.
     """
-    parser = SuggestingParser(prog=PROG, description=SUMMARY)
+    parser = SuggestingParser(prog=PROG, description=OTHERS["export"])
     parser.add_function_arguments(export)
     with one_line_errors(PROG):
         export(**parser.parse_args(args).as_dict())

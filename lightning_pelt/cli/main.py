@@ -1,36 +1,29 @@
-"""``lightning-pelt``: the console script and its nine commands."""
+"""``lightning-pelt``: the parser of its nine commands, and how it runs them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lightning_pelt.cli import base, dashboard, export, plan, profiles, search
+from lightning_pelt.cli import base
 from lightning_pelt.cli.errors import DEBUG, debugging, one_line_errors
+from lightning_pelt.cli.overview import EPILOG, OTHERS
 from lightning_pelt.cli.parser import CommandParser, SuggestingParser
-
-# Commands that are not methods of a trainer: modules with a SUMMARY and a `main(args)`.
-COMMANDS = {
-    "plan": plan,
-    "export": export,
-    "dashboard": dashboard,
-    "search": search,
-    "profiles": profiles,
-}
 
 
 class CommandLine(base.PELTCLI):
-    """``fit``, ``validate``, ``test`` and ``predict``, and the commands of ``COMMANDS``."""
+    """``fit``, ``validate``, ``test`` and ``predict``, and the commands of ``OTHERS``."""
 
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
-        self.parser.epilog = "`--debug` with any command prints the traceback of an error."
-        self.parsers = {name: CommandParser(each.SUMMARY) for name, each in COMMANDS.items()}
+        self.parser.epilog = EPILOG
+        self.parsers = {name: CommandParser(summary) for name, summary in OTHERS.items()}
         if isinstance(self.parser, SuggestingParser) and add_subcommands:
             for name, parser in self.parsers.items():
                 self.parser.commands.add_subcommand(name, parser)
@@ -38,8 +31,8 @@ class CommandLine(base.PELTCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         name = self.config.subcommand
-        if name in COMMANDS:
-            COMMANDS[name].main(self.parsers[name].args)
+        if name in OTHERS:
+            import_module(f"lightning_pelt.cli.{name}").main(self.parsers[name].args)
             parser.exit()
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_pelt.cli import base
 from lightning_pelt.cli.errors import one_line_errors
+from lightning_pelt.cli.overview import OTHERS
 from lightning_pelt.data._glue_tasks import TASKS
 from lightning_pelt.reports import figures
 from lightning_pelt.reports.plan_breakdown import Breakdown, break_down
@@ -19,7 +20,6 @@ from lightning_pelt.tasks import Task
 from lightning_pelt.training.module import PELTModule
 
 PROG = "lightning-pelt plan"
-SUMMARY = "Show the size of a recipe's plan, block by block."
 # Labels if only the data has them. The parameters of the methods do not depend on them.
 PLACEHOLDERS = ["0", "1"]
 
@@ -40,7 +40,7 @@ class ShowPlan(base.RecipeCommand):
     prog = PROG
     trains = False
     usage = f"{PROG} --config RECIPE [--OPTION VALUE ...] [--picture FILE.png]"
-    summary = SUMMARY
+    summary = OTHERS["plan"]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -11,7 +11,6 @@ from lightning_pelt.search import require_extra
 from lightning_pelt.search import settings as search_settings
 
 PROG = "lightning-pelt search"
-SUMMARY = "Find a plan for a given number of parameters."
 USAGE = "%(prog)s --config RECIPE [--worker] [--OPTION VALUE ...]"
 
 

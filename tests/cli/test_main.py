@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from small import bert
 
 import lightning_pelt
 from lightning_pelt import LoRA, UniPELT
+from lightning_pelt.cli import entry, overview
 from lightning_pelt.cli.base import PELTCLI, main
 from lightning_pelt.cli.main import CommandLine, script
 
@@ -212,8 +214,9 @@ ALL = [*TRAINER, "plan", "export", "dashboard", "search", "profiles"]
 
 def test_help_lists_nine_commands_in_a_line_each(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    overview = answer(capsys, "--help", kind=CommandLine)
-    listed, _, end = overview.partition("lists the options of a command.\n\n")[2].partition("\n\n")
+    shown = answer(capsys, "--help", kind=CommandLine)
+    assert shown == overview.overview(), "the overview without the parsers"
+    listed, _, end = shown.partition("lists the options of a command.\n\n")[2].partition("\n\n")
     commands = listed.splitlines()
     assert "`--debug` with any command prints the traceback" in end
     assert [line.split()[0] for line in commands] == ALL
@@ -221,13 +224,31 @@ def test_help_lists_nine_commands_in_a_line_each(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_arguments_it_prints_the_help_and_fails(capsys):
+@pytest.mark.parametrize("run", [script, entry.script])
+def test_without_arguments_it_prints_the_help_and_fails(capsys, run):
     with pytest.raises(SystemExit) as ended:
-        script()
+        run()
     assert ended.value.code == 2
     printed = capsys.readouterr()
     assert not printed.out
-    assert printed.err == answer(capsys, "--help", kind=CommandLine)
+    assert printed.err == overview.overview()
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h", "--version"])
+def test_the_overview_needs_no_torch(argument):
+    code = """
+import sys
+from lightning_pelt.cli.entry import script
+try:
+    script()
+except SystemExit as ended:
+    assert ended.code == 0
+heavy = {"torch", "transformers", "lightning", "jsonargparse", "numpy"}
+assert not heavy & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("usage: lightning-pelt [-c CONFIG]", "lightning-pelt 0."))
 
 
 def test_the_module_is_the_command(capsys, monkeypatch):
@@ -346,5 +367,6 @@ def test_the_console_script_gives_no_exit_status(monkeypatch, repository):
     )
     assert declared is not None
     monkeypatch.setattr("lightning_pelt.cli.base.main", lambda *_: object())
+    monkeypatch.setattr(sys, "argv", ["lightning-pelt", "fit"])
     module = importlib.import_module(declared[1])
     assert getattr(module, declared[2])() is None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lightning_pelt.cli.errors import one_line_errors
+from lightning_pelt.cli.overview import OTHERS
 from lightning_pelt.cli.parser import CommandParser, SuggestingParser
 from lightning_pelt.cli.profiles import recipes
 
 PROG = "lightning-pelt profiles"
-SUMMARY = "Train, store and serve many profiles on one model."
 # Commands that take no recipe.
 FUNCTIONS = {
     "list": "List the profiles of a store.",
@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> None:
     Args:
         args: the command and its options.
     """
-    parser = SuggestingParser(prog=PROG, description=SUMMARY)
+    parser = SuggestingParser(prog=PROG, description=OTHERS["profiles"])
     commands = parser.add_subcommands()
     parsers = {name: CommandParser(summary) for name, summary in COMMANDS.items()}
     for each, own in parsers.items():
