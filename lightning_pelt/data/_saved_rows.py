@@ -52,4 +52,5 @@ def read_saved(location: str, *, split: str | None = None) -> Table:
         saved.data.table.validate(full=True)  # texts that are not UTF-8, and wrong offsets
     except pa.ArrowException as error:
         raise ValueError(f"{source}: its rows are damaged ({error})") from error
-    return Table(undecoded(saved), source)
+    # A format hides columns, or makes tensors of the values.
+    return Table(undecoded(saved.with_format(None)), source)

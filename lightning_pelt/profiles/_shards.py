@@ -24,6 +24,7 @@ from lightning_pelt.utils.files import write_aside
 from lightning_pelt.utils.json_data import parse_json
 
 MANIFEST = "manifest.json"
+_NO_SHARD = "not a shard of ProfileStore.export"
 FORMAT = "1"
 SHARD_BYTES = 2**28  # a shard with large rows is closed at this size
 _NAME = re.compile(r"profiles-\d{5,9}\.safetensors")
@@ -120,7 +121,7 @@ def read_manifest(folder: Path) -> tuple[str, list[Shard]]:
     shards = [_inside(folder, shard) for shard in shards]
     _check_complete(path, shards)
     for shard in shards:
-        _verify(shard)
+        _verify(shard, bank)
     return bank, shards
 
 
@@ -152,7 +153,7 @@ def _check_complete(manifest: Path, shards: Sequence[Shard]) -> None:
         )
 
 
-def _verify(shard: Shard) -> None:
+def _verify(shard: Shard, bank: str) -> None:
     if not shard.path.is_file():
         raise ValueError(f"the shard {shard.path} is missing: nothing was imported")
     if _sha256(shard.path) != shard.sha256:
@@ -160,29 +161,36 @@ def _verify(shard: Shard) -> None:
             f"the shard {shard.path} is truncated or was changed: its SHA-256 differs from the "
             "manifest's. Nothing was imported; copy the export again"
         )
+    try:
+        with safe_open(shard.path, framework="numpy") as file:
+            found = (file.metadata() or {}).get("bank", bank)
+            (count,) = file.get_slice("versions").get_shape()
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{shard.path} is {_NO_SHARD}: {error!r}") from error
+    if found != bank:
+        raise ValueError(
+            f"{shard.path} has profiles of the bank {found}, and its manifest names the bank "
+            f"{bank}: nothing was imported"
+        )
+    if count != shard.rows:
+        raise ValueError(
+            f"{shard.path} has {count} profiles, and its manifest says {shard.rows}: nothing was "
+            "imported"
+        )
 
 
-def read_shard(shard: Shard, bank: str) -> Iterator[VersionedProfile]:
-    """Read the rows of a shard with profiles of ``bank``.
+def read_shard(path: Path) -> Iterator[VersionedProfile]:
+    """Read the rows of a shard that :func:`read_manifest` has verified.
 
     Raises:
-        ValueError: the file is not a shard of :class:`ShardWriter`, or differs from its manifest.
+        ValueError: the file is not a shard of :class:`ShardWriter`.
     """
-    path = shard.path
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         rows = _rows(tensors)
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a shard of ProfileStore.export: {error!r}") from error
-    if header.get("bank", bank) != bank:
-        raise ValueError(
-            f"{path} has profiles of the bank {header['bank']}, and its manifest names the bank "
-            f"{bank}"
-        )
-    if len(rows) != shard.rows:
-        raise ValueError(f"{path} has {len(rows)} profiles, and its manifest says {shard.rows}")
+        raise ValueError(f"{path} is {_NO_SHARD}: {error!r}") from error
     ids = Counter(encoded.id for encoded, _ in rows)
     if len(ids) < len(rows):
         raise ValueError(f"{path} has the profile {ids.most_common(1)[0][0]!r} more than once")

@@ -299,7 +299,7 @@ class ProfileStore:
         bank, shards = read_manifest(Path(folder))
         written = 0
         for shard in tqdm(shards, unit=" shards", disable=not progress):
-            for batch in chunks(read_shard(shard, bank), _writing.TRANSACTION):
+            for batch in chunks(read_shard(shard.path), _writing.TRANSACTION):
                 written += _writing.restore(self._database, batch, bank, str(shard.path))
         return written
 

@@ -66,6 +66,12 @@ class TestSaved:
         assert found.labels == ["no", "yes"]
         assert found.rows("train").to_dict() == {"text": list("abc"), "label": [0, 1, 0]}
 
+    @pytest.mark.parametrize("format", [{"columns": ["label"]}, {"type": "torch"}])
+    def test_a_format_is_not_applied(self, words: str, tmp_path: Path, format: dict) -> None:
+        rows("abc").with_format(**format).save_to_disk(tmp_path / "saved")
+        found = data(words, train=str(tmp_path / "saved")).rows("train")
+        assert found.to_dict() == {"text": list("abc"), "label": [0, 1, 0]}
+
     def test_the_splits_of_a_dictionary(self, words: str, tmp_path: Path) -> None:
         DatasetDict(train=rows("ab"), validation=rows("c")).save_to_disk(tmp_path / "saved")
         found = data(words, dataset=str(tmp_path / "saved"), train="train", dev="validation")

@@ -137,6 +137,20 @@ def test_foreign_shards_and_manifests_raise(store: ProfileStore, tmp_path: Path)
         store.import_shards(folder)
 
 
+def test_a_wrong_number_of_rows_is_found_before_the_first_shard_is_imported(
+    store: ProfileStore, tmp_path: Path
+) -> None:
+    with ProfileStore(tmp_path / "other.db") as other:
+        other.put_many(some(3).items())
+        folder = other.export(tmp_path / "export", rows_per_shard=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][2]["rows"] = 7
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="has 1 profiles, and its manifest says 7: nothing was"):
+        store.import_shards(folder)
+    assert len(store) == 0
+
+
 def test_an_export_does_not_replace_another(store: ProfileStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no profiles to export"):
         store.export(tmp_path / "export")
