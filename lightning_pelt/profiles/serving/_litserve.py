@@ -18,7 +18,8 @@ from litserve.loops.simple_loops import BatchedLoop
 class BlockingBatchLoop(BatchedLoop):
     """Blocks until a request arrives; LitServe's loop polls a thousand times a second.
 
-    A batch of one request is a list, too.
+    A batch of one request is a list, too. The size of a batch is its number of rows, of which a
+    request may have several: ``lit_api.count_rows(request)``.
     """
 
     def get_batch_requests(
@@ -27,8 +28,8 @@ class BlockingBatchLoop(BatchedLoop):
         """The requests within ``batch_timeout`` of the first, and those that waited too long."""
         batch: list[Any] = []
         late: list[Any] = []
-        end = math.inf
-        while len(batch) < lit_api.max_batch_size:
+        end, rows = math.inf, 0
+        while rows < lit_api.max_batch_size:
             try:
                 wait = min(1.0, max(0.0, end - time.monotonic()))
                 number, uid, asked, request = request_queue.get(timeout=wait)
@@ -40,6 +41,7 @@ class BlockingBatchLoop(BatchedLoop):
                 late.append((number, uid))
             else:
                 batch.append((number, uid, request))
+                rows += lit_api.count_rows(request)
         return batch, late
 
 

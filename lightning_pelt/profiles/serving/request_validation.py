@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -18,8 +21,51 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATH = "/predict"
-EXPECTED = 'send {"text": ..., "profile": ...} as JSON'
+EXPECTED = 'send {"text": ..., "profile": ...} or {"texts": [...], "profile": ...} as JSON'
 READ_FACTOR = 16  # a body of up to 16 * max_bytes is read, so that its sender gets the answer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest request that is answered.
+
+    Args:
+        max_bytes: of a body.
+        max_texts: of a request.
+        max_tokens: of all texts of a request, after each is cut to ``max_length``.
+        max_characters: of a text.
+
+    Raises:
+        ValueError: a limit is below 1.
+
+    Example:
+        >>> Limits(max_texts=0)
+        Traceback (most recent call last):
+        ValueError: max_texts is 0, expected at least 1
+    """
+
+    max_bytes: int = 100_000
+    max_texts: int = 64
+    max_tokens: int = 16_384
+    max_characters: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+def too_large(what: str, found: object, allowed: int, *, remedy: str, option: str) -> str:
+    """A message with the size, the limit, and what the client and the operator can do.
+
+    Example:
+        >>> too_large("texts", 9, 8, remedy="send fewer", option="max_texts")[:54]
+        'the request has 9 texts, and 8 are allowed: send fewer'
+    """
+    return (
+        f"the request has {found} {what}, and {allowed} are allowed: {remedy}, or start the server "
+        f"with a larger --{option}"
+    )
 
 
 def error_response(status: int, message: str) -> JSONResponse:
@@ -38,11 +84,30 @@ def _check_string(value: str) -> str:
     return value
 
 
-Filled = Annotated[str, AfterValidator(_check_string)]
+_FILLED: dict[str, Any] = {"minLength": 1}  # for the document; Python's check is more exact
+Filled = Annotated[str, AfterValidator(_check_string), Field(json_schema_extra=_FILLED)]
 
 
-class PredictionRequest(BaseModel):
-    """The body of ``POST /predict``; other fields are ignored.
+class _Texts(BaseModel):
+    """Checks the lengths of texts after all fields are known to be filled."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="after")
+    def _check_lengths(self, info: ValidationInfo) -> _Texts:
+        assert info.context is not None
+        allowed = info.context["max_characters"]
+        for row, text in enumerate(texts_of(dict(self))):
+            if len(text) > allowed:
+                name = f"'texts'[{row}]" if "texts" in dict(self) else "'text'"
+                message = "{name} has {found} characters, and {allowed} are allowed"
+                sizes = {"name": name, "found": len(text), "allowed": allowed}
+                raise PydanticCustomError("too_long", message, sizes)
+        return self
+
+
+class PredictionRequest(_Texts):
+    """The body of ``POST /predict`` with one text; other fields are ignored.
 
     Attributes:
         text: the text to predict for.
@@ -54,32 +119,46 @@ class PredictionRequest(BaseModel):
         PredictionRequest(text='a b', profile='ann')
     """
 
-    model_config = ConfigDict(strict=True)
+    text: Filled = Field(description="The text to predict for.")
+    profile: Filled = Field(description="The id of a profile in the store.")
 
-    text: Filled
-    profile: Filled
 
-    @model_validator(mode="after")
-    def _check_length(self, info: ValidationInfo) -> PredictionRequest:
-        assert info.context is not None
-        allowed = info.context["max_characters"]
-        if len(self.text) > allowed:
-            message = "'text' has {found} characters, and {allowed} are allowed"
-            sizes = {"found": len(self.text), "allowed": allowed}
-            raise PydanticCustomError("too_long", message, sizes)
-        return self
+class TextsRequest(_Texts):
+    """The body of ``POST /predict`` with several texts of a profile; other fields are ignored.
+
+    Attributes:
+        texts: the texts to predict for.
+        profile: the id of a profile in the store.
+
+    Example:
+        >>> limits = {"max_characters": 100}
+        >>> TextsRequest.model_validate({"texts": ["a b", "c"], "profile": "ann"}, context=limits)
+        TextsRequest(texts=['a b', 'c'], profile='ann')
+    """
+
+    texts: list[Filled] = Field(min_length=1, description="The texts to predict for.")
+    profile: Filled = Field(description="The id of a profile in the store.")
+
+
+def texts_of(request: Mapping[str, Any]) -> list[str]:
+    """The texts of a valid request."""
+    return request["texts"] if "texts" in request else [request["text"]]
 
 
 def describe(error: ErrorDetails) -> str:
     """An error of a ``ValidationError`` as a message with the field, its value and the remedy."""
-    name = repr(error["loc"][0]) if error["loc"] else "the request"
+    path = error["loc"]
+    name = repr(path[0]) + "".join(f"[{n}]" for n in path[1:]) if path else "the request"
     match error["type"]:
         case "too_long":
-            return error["msg"]
+            remedy = "shorten it, or start the server with a larger --max_characters"
+            return f"{error['msg']}: {remedy}"
         case "surrogate":
             return f"{name} {error['msg']}"
         case "empty":
             found = error["msg"]
+        case "too_short":
+            found = "is empty"
         case "missing":
             found = "is missing"
         case _:
@@ -92,47 +171,59 @@ class RequestValidation:
 
     Args:
         app: the application behind it.
-        max_characters: of a text.
-        max_bytes: of a request.
+        limits: of a request; a worker checks the number of tokens.
     """
 
-    def __init__(self, app: ASGIApp, *, max_characters: int, max_bytes: int) -> None:
-        self.app, self.max_characters, self.max_bytes = app, max_characters, max_bytes
+    def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", PATH):
             await self.app(scope, receive, send)
             return
-        body = bytearray()
+        body, allowed = bytearray(), self.limits.max_bytes
         size, more = 0, True
-        while more and size <= READ_FACTOR * self.max_bytes:
+        while more and size <= READ_FACTOR * allowed:
             message = await receive()
             if message["type"] != "http.request":  # the client has disconnected
                 return
             size += len(message.get("body", b""))
-            if size <= self.max_bytes:
+            if size <= allowed:
                 body += message.get("body", b"")
             more = message.get("more_body", False)
-        if size > self.max_bytes:
-            answer = error_response(413, f"the request has more than {self.max_bytes} bytes")
+        if size > allowed:
+            found = f"more than {size}" if more else size
+            answer: JSONResponse | None = self._too_large("bytes", found, "max_bytes")
+        else:
+            answer = self.refusal(bytes(body))
+        if answer is not None:
             await answer(scope, receive, send)
-        elif error := self.error(bytes(body)):
-            await error_response(422, error)(scope, receive, send)
         else:
             await self.app(_as_json(scope), _replay(bytes(body), receive), send)
 
-    def error(self, body: bytes) -> str | None:
-        """Why a body is not a valid request; None if it is one."""
+    def refusal(self, body: bytes) -> JSONResponse | None:
+        """The answer to a body that is not a valid request; None if it is one."""
         try:
             data: Any = json.loads(body)
         except (ValueError, RecursionError):
-            return f"the request is not JSON: {EXPECTED}"
+            return error_response(422, f"the request is not JSON: {EXPECTED}")
+        several = isinstance(data, dict) and "texts" in data
+        if several and "text" in data:
+            return error_response(422, f"the request has 'text' and 'texts': {EXPECTED}")
+        found = len(data["texts"]) if several and isinstance(data["texts"], list) else 0
+        if found > self.limits.max_texts:
+            return self._too_large("texts", found, "max_texts")
+        model: type[_Texts] = TextsRequest if several else PredictionRequest
         try:
-            limits = {"max_characters": self.max_characters}
-            PredictionRequest.model_validate(data, context=limits)
+            model.model_validate(data, context={"max_characters": self.limits.max_characters})
         except ValidationError as error:
-            return describe(error.errors()[0])
+            return error_response(422, describe(error.errors()[0]))
         return None
+
+    def _too_large(self, what: str, found: object, option: str) -> JSONResponse:
+        remedy = "send fewer or shorter texts at a time"
+        allowed = getattr(self.limits, option)
+        return error_response(413, too_large(what, found, allowed, remedy=remedy, option=option))
 
 
 def _as_json(scope: Scope) -> Scope:

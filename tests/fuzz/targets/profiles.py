@@ -15,7 +15,12 @@ from profiles.samples import random_profile
 
 from lightning_pelt import TrainedBank, load_bank, save_bank
 from lightning_pelt.profiles.profile import Profile
-from lightning_pelt.profiles.serving.request_validation import PATH, RequestValidation
+from lightning_pelt.profiles.serving.request_validation import (
+    PATH,
+    Limits,
+    RequestValidation,
+    texts_of,
+)
 from lightning_pelt.profiles.store import ProfileStore, UnknownProfile
 from lightning_pelt.utils.adapter_format import digest_of
 
@@ -111,11 +116,14 @@ class Requests(Target):
     seconds = 2.0
 
     def write(self, folder: Path) -> None:
-        (folder / "body.json").write_text(json.dumps({"text": "one two", "profile": "ann"}))
+        both = [{"text": "one two"}, {"texts": ["one two", "three"]}]
+        bodies = [{**texts, "profile": "ann"} for texts in both]
+        (folder / "body.json").write_text(json.dumps(bodies[0]))
+        (folder / "several.json").write_text(json.dumps(bodies[1]))
 
     def change(self, folder: Path, draw: Random) -> str:
-        path, change = folder / "body.json", draw.choice(TEXT)
-        path.write_bytes(change(path.read_bytes(), draw))
+        source, change = folder / draw.choice(["body.json", "several.json"]), draw.choice(TEXT)
+        (folder / "body.json").write_bytes(change(source.read_bytes(), draw))
         return change.__name__
 
     def load(self, folder: Path) -> Any:
@@ -137,7 +145,7 @@ class Requests(Target):
         async def send(message: Any) -> None:
             sent.append(message)
 
-        checked = RequestValidation(app, max_characters=1000, max_bytes=5000)
+        checked = RequestValidation(app, limits=Limits(max_characters=1000, max_bytes=5000))
         scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
         asyncio.run(checked(scope, receive, send))
         if passed:
@@ -147,6 +155,6 @@ class Requests(Target):
         raise ValueError(sent[1]["body"].decode())
 
     def problem(self, folder: Path, result: Any) -> str | None:
-        texts = [result.get(name) for name in ("text", "profile")]
-        valid = all(isinstance(text, str) and text.strip() for text in texts)
+        strings = [*texts_of(result), result["profile"]]
+        valid = all(isinstance(text, str) and text.strip() for text in strings)
         return None if valid else f"an invalid request was accepted: {result!r:.200}"

@@ -12,12 +12,17 @@ from lightning_pelt import ProfileStore
 
 PEOPLE = ["ann", "bob", "cid", "dora", "eve"]
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 4]) for i in range(10)]
-MAX_BYTES, MAX_CHARACTERS = 3000, 100
+MAX_BYTES, MAX_CHARACTERS, MAX_TEXTS = 3000, 100, 6
 
 
 def request(text: Any, profile: Any) -> dict[str, Any]:
     """The body of a request."""
     return {"text": text, "profile": profile}
+
+
+def several(texts: Any, profile: Any = "ann") -> dict[str, Any]:
+    """The body of a request with several texts."""
+    return {"texts": texts, "profile": profile}
 
 
 # Bodies, as JSON or bytes, and a part of the message of the answer.
@@ -35,6 +40,13 @@ INVALID: dict[str, tuple[Any, str]] = {
     "empty profile": (request("one", ""), "'profile' is empty"),
     "long text": (request("a" * 101, "ann"), "'text' has 101 characters, and 100 are allowed"),
     "a lone surrogate": (b'{"text": "a \\ud800", "profile": "ann"}', "'text' contains a lone"),
+    "no texts": (several([]), "'texts' is empty"),
+    "texts that are one": (several("one"), "'texts' is a str"),
+    "texts without a profile": ({"texts": ["one"]}, "'profile' is missing"),
+    "text and texts": ({**several(["one"]), "text": "one"}, "has 'text' and 'texts'"),
+    "an empty text of several": (several(["one", " "]), "'texts'[1] is empty"),
+    "a text of several is null": (several(["one", None]), "'texts'[1] is a NoneType"),
+    "a long text of several": (several(["one", "a" * 101]), "'texts'[1] has 101 characters, and"),
 }
 TOO_LARGE = [MAX_BYTES + 1, 15 * MAX_BYTES, 4_000_000]  # bytes
 

@@ -174,7 +174,7 @@ def test_the_http_answers_name_the_reason(
     server: ProfileServer, faulty: ProfileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
-    from lightning_pelt.profiles.serving.http import ProfileAPI
+    from lightning_pelt.profiles.serving.worker import ProfileAPI
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     options = {"workers": 1, "slots": 8, "max_length": 32, "max_batch_size": 8}

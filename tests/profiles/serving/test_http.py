@@ -22,11 +22,13 @@ from profiles.serving.cases import (
     INVALID,
     MAX_BYTES,
     MAX_CHARACTERS,
+    MAX_TEXTS,
     PEOPLE,
     TEXTS,
     TOO_LARGE,
     UNFIT,
     request,
+    several,
     unfit,
 )
 
@@ -123,7 +125,8 @@ def check_end(process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def shared(trained: tuple[Path, Path]) -> Iterator[Callable[[], Service]]:
     """Gives the server that tests share, or a new one after a test has ended it."""
-    limits = [f"--max_bytes={MAX_BYTES}", f"--max_characters={MAX_CHARACTERS}"]
+    sizes = {"bytes": MAX_BYTES, "characters": MAX_CHARACTERS, "texts": MAX_TEXTS}
+    limits = [f"--max_{name}={size}" for name, size in sizes.items()]
     current: list[Service] = []
     with ExitStack() as stack:
 
@@ -158,6 +161,21 @@ def test_simultaneous_requests_get_the_answers_of_their_profiles(
         assert status == 200
         assert answer.keys() == {"label", "probabilities"}
         assert_close(answer, single)
+
+
+def test_several_texts_get_their_predictions_in_order(
+    service: Service, in_process: ProfileServer
+) -> None:
+    bodies = [several(TEXTS[:4], "ann"), several(TEXTS[4:10], "bob"), several(["one"], "zoe")]
+    first, second, unknown = service.together(bodies)
+    assert (first[0], second[0], unknown[0]) == (200, 200, 404)
+    found = first[1]["predictions"] + second[1]["predictions"]
+    expected = in_process.predict(TEXTS, ["ann"] * 4 + ["bob"] * 6)
+    for answer, single in zip(found, expected, strict=True):
+        assert_close(answer, single)
+    status, answer = service.ask(several(["one"] * (MAX_TEXTS + 1)))
+    assert status == 413
+    assert "has 7 texts, and 6 are allowed: " in answer["detail"]
 
 
 def test_unknown_profiles_do_not_affect_other_rows_of_a_batch(
@@ -207,7 +225,9 @@ def test_an_invalid_request_is_answered_with_422(service: Service, body: Any, me
 @pytest.mark.parametrize("size", TOO_LARGE)
 def test_a_large_request_is_answered_with_413(service: Service, size: int) -> None:
     body = json.dumps(request("a", "ann")).encode().ljust(size)
-    assert service.ask(body) == (413, {"detail": "the request has more than 3000 bytes"})
+    status, answer = service.ask(body)
+    assert status == 413
+    assert "bytes, and 3000 are allowed: send fewer or shorter texts at a time" in answer["detail"]
 
 
 def test_the_largest_requests_are_answered(service: Service) -> None:

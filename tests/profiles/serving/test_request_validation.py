@@ -7,14 +7,26 @@ import json
 from typing import Any
 
 import pytest
-from profiles.serving.cases import INVALID, MAX_BYTES, MAX_CHARACTERS, TOO_LARGE, request
+from profiles.serving.cases import (
+    INVALID,
+    MAX_BYTES,
+    MAX_CHARACTERS,
+    MAX_TEXTS,
+    TOO_LARGE,
+    request,
+    several,
+)
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from lightning_pelt.profiles.serving.request_validation import PATH, RequestValidation
+from lightning_pelt.profiles.serving.request_validation import (
+    PATH,
+    Limits,
+    RequestValidation,
+)
 
 CHUNK = 1000  # bytes of a message
 
@@ -45,8 +57,8 @@ def post(body: Any, content_type: str = "application/json", path: str = PATH) ->
     async def send(message: Any) -> None:
         sent.append(message)
 
-    limits = {"max_characters": MAX_CHARACTERS, "max_bytes": MAX_BYTES}
-    asyncio.run(RequestValidation(application, **limits)(scope, receive, send))
+    limits = Limits(max_characters=MAX_CHARACTERS, max_bytes=MAX_BYTES, max_texts=MAX_TEXTS)
+    asyncio.run(RequestValidation(application, limits=limits)(scope, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
@@ -61,13 +73,38 @@ def test_an_invalid_request_is_answered_with_422(body: Any, message: str) -> Non
 @pytest.mark.parametrize("size", TOO_LARGE)
 def test_a_large_request_is_answered_with_413(size: int) -> None:
     body = json.dumps(request("a", "ann")).encode().ljust(size)
-    assert post(body) == (413, {"detail": "the request has more than 3000 bytes"})
+    status, answer = post(body)
+    assert status == 413
+    found = str(size) if size <= 16 * MAX_BYTES else "more than 49000"
+    assert answer["detail"].startswith(f"the request has {found} bytes, and 3000 are allowed: send")
+    assert answer["detail"].endswith("a larger --max_bytes")
+
+
+def test_too_many_texts_are_answered_with_413() -> None:
+    """Before the texts are read: the number is the reason even if one of them is invalid."""
+    status, answer = post(several(["a"] * MAX_TEXTS + [""]))
+    assert status == 413
+    assert answer["detail"] == (
+        "the request has 7 texts, and 6 are allowed: send fewer or shorter texts at a time, or "
+        "start the server with a larger --max_texts"
+    )
 
 
 def test_a_valid_request_is_passed_on_as_json() -> None:
     body = json.dumps({**request("a" * MAX_CHARACTERS, "ann"), "other": [1]}).ljust(MAX_BYTES)
     form = "application/x-www-form-urlencoded"  # of curl -d
     assert post(body.encode(), form) == (200, [body, "application/json"])
+
+
+def test_several_texts_are_passed_on() -> None:
+    body = json.dumps(several(["a" * MAX_CHARACTERS, *"bcdef"]))
+    assert post(body.encode()) == (200, [body, "application/json"])
+
+
+@pytest.mark.parametrize("name", ["max_bytes", "max_texts", "max_tokens", "max_characters"])
+def test_a_limit_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
+        Limits(**{name: 0})
 
 
 def test_the_first_invalid_field_is_named() -> None:
