@@ -64,6 +64,11 @@ class SignalServer(LitServer):
             # In a thread, since the main thread's connection to the event waits for it.
             threading.Thread(target=self._shutdown_event.set).start()
 
+    @property
+    def worker_count(self) -> int:
+        """The number of processes with a model, on all devices."""
+        return len(self._inference_workers_config_for_api(self.lit_api.api_path))
+
     def verify_worker_status(self) -> None:
         """Wait until all workers are ready.
 

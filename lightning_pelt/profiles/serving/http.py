@@ -10,6 +10,7 @@ from typing import Any
 
 try:
     from lightning_pelt.profiles.serving._litserve import SignalServer, Stopped, WorkerLost
+    from lightning_pelt.profiles.serving._sweeps import Sweeps
     from lightning_pelt.profiles.serving.bearer_token import BearerToken, read_token
     from lightning_pelt.profiles.serving.openapi import document
     from lightning_pelt.profiles.serving.request_validation import (
@@ -17,6 +18,7 @@ try:
         Limits,
         RequestValidation,
     )
+    from lightning_pelt.profiles.serving.routes import Operations
     from lightning_pelt.profiles.serving.slow_clients import TimedProtocol
     from lightning_pelt.profiles.serving.worker import ProfileAPI
 except ModuleNotFoundError as error:
@@ -47,6 +49,7 @@ def serve(
     max_bytes: int = 100_000,
     request_seconds: float = 10.0,
     token_file: str | None = None,
+    allow_delete: bool = False,
     accelerator: str = "auto",
 ) -> None:
     """Answer ``POST /predict`` and ``GET /health`` until SIGTERM or SIGINT.
@@ -89,14 +92,20 @@ def serve(
         request_seconds: in which a client sends a request; slower connections are closed.
         token_file: file with a secret that clients send as ``Authorization: Bearer``. By default
             everybody who reaches the port is answered.
+        allow_delete: answer ``DELETE /profiles/ID``, which deletes a profile and all its versions
+            as ``profiles delete`` does; it needs ``token_file``.
         accelerator: cpu, cuda, mps, or auto.
 
     Raises:
         ValueError: checkpoint or store does not exist, is damaged, or does not match the other, or
-            a number is out of range.
+            a number is out of range, or ``allow_delete`` is set without ``token_file``.
         OSError: the port is in use.
         RuntimeError: a worker died, which ends the server.
     """
+    if allow_delete and token_file is None:
+        raise ValueError(
+            "allow_delete lets everybody who reaches the server delete profiles: set token_file"
+        )
     limits = Limits(
         max_bytes=max_bytes,
         max_texts=max_texts,
@@ -125,6 +134,8 @@ def serve(
         workers_per_device=workers,
         middlewares=middlewares,
     )
+    api.sweeps = Sweeps(server.worker_count)
+    Operations(str(store), sweeps=api.sweeps, allow_delete=allow_delete).add(server)
     described = document(secured=token_file is not None)
     server.app.openapi = lambda: described
     before = {number: signal.signal(number, server.stop) for number in SIGNALS}

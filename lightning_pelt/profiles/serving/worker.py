@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from litserve import LitAPI
 from starlette.responses import JSONResponse
 
 from lightning_pelt.profiles.serving._litserve import BlockingBatchLoop
+from lightning_pelt.profiles.serving._sweeps import Sweeps
 from lightning_pelt.profiles.serving.loading import load_model, open_store
 from lightning_pelt.profiles.serving.request_validation import (
     PATH,
@@ -30,7 +33,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ProfileAPI(LitAPI):
-    """A :class:`ProfileServer` in a worker process of LitServe; see :func:`serve`."""
+    """A :class:`ProfileServer` in a worker process of LitServe; see :func:`serve`.
+
+    Attributes:
+        sweeps: when workers drop deleted profiles; without it, they stay until they are evicted.
+    """
+
+    sweeps: Sweeps | None = None
 
     def __init__(
         self,
@@ -64,6 +73,10 @@ class ProfileAPI(LitAPI):
                 logging.disable()  # the parent reports the error without a traceback
             raise
         signal.signal(signal.SIGTERM, self._stop)
+        if self.sweeps is not None:
+            number = int(os.environ["LITSERVE_WORKER_ID"])
+            arguments = (number, self.server.forget_deleted)
+            threading.Thread(target=self.sweeps.repeat, args=arguments, daemon=True).start()
 
     def _stop(self, *_: object) -> None:
         self.store.close()
