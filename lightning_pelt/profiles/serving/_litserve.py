@@ -37,6 +37,7 @@ class BlockingBatchLoop(BatchedLoop):
                 break
             now = time.monotonic()
             end = min(end, now + lit_api.batch_timeout)
+            lit_api.metrics.queue_seconds.observe(now - asked)
             if now - asked > lit_api.request_timeout:
                 late.append((number, uid))
             else:
@@ -76,12 +77,20 @@ class SignalServer(LitServer):
             Stopped: a signal arrived before.
             WorkerLost: a worker failed in its setup, or died.
         """
-        while not all(state == "ready" for state in self.workers_setup_status.values()):
+        while not self.is_loaded():
             if self.stopping:
                 raise Stopped
             if not all(worker.is_alive() for worker in self.inference_workers):
                 raise WorkerLost
             time.sleep(0.05)
+
+    def is_loaded(self) -> bool:
+        """Whether all workers have loaded model and store."""
+        return all(state == "ready" for state in self.workers_setup_status.values())
+
+    def queued(self) -> int:
+        """The number of requests that no worker has taken yet."""
+        return sum(queue.qsize() for queue in self.litapi_request_queues.values())
 
     def _start_server(
         self,

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lightning_pelt.profiles.serving.request_validation import error_response
 
-OPEN = ("/health",)  # paths that need no token, for the programs that watch a server
+OPEN = ("/health", "/ready")  # paths that need no token, for the programs that watch a server
 
 
 class BearerToken:

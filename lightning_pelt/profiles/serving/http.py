@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 try:
     from lightning_pelt.profiles.serving._litserve import SignalServer, Stopped, WorkerLost
     from lightning_pelt.profiles.serving._sweeps import Sweeps
     from lightning_pelt.profiles.serving.bearer_token import BearerToken, read_token
+    from lightning_pelt.profiles.serving.metrics import FOLDER, Measured, Metrics
     from lightning_pelt.profiles.serving.openapi import document
     from lightning_pelt.profiles.serving.request_validation import (
         PATH,
         Limits,
         RequestValidation,
     )
-    from lightning_pelt.profiles.serving.routes import Operations
+    from lightning_pelt.profiles.serving.routes import HEALTH, METRICS, PROFILES, READY, Operations
     from lightning_pelt.profiles.serving.slow_clients import TimedProtocol
     from lightning_pelt.profiles.serving.worker import ProfileAPI
 except ModuleNotFoundError as error:
@@ -52,9 +55,11 @@ def serve(
     allow_delete: bool = False,
     accelerator: str = "auto",
 ) -> None:
-    """Answer ``POST /predict`` and ``GET /health`` until SIGTERM or SIGINT.
+    """Answer requests for predictions until SIGTERM or SIGINT.
 
     ``/docs`` shows the requests and answers, and ``/openapi.json`` describes them for programs.
+    ``/health`` tells whether the server is alive, ``/ready`` whether all workers have loaded the
+    model and the store can be read, and ``/metrics`` has figures for Prometheus.
 
     A request is ``{"text": ..., "profile": ...}``. The answer is the prediction of the task:
     ``{"label": ..., "probabilities": ...}``. The answer to ``{"texts": [...], "profile": ...}`` is
@@ -106,50 +111,79 @@ def serve(
         raise ValueError(
             "allow_delete lets everybody who reaches the server delete profiles: set token_file"
         )
+    token = None if token_file is None else read_token(token_file)
+    if token is None and host not in LOOPBACK:
+        _logger.warning("everybody who reaches %s:%s is answered: set token_file", host, port)
     limits = Limits(
         max_bytes=max_bytes,
         max_texts=max_texts,
         max_tokens=max_tokens,
         max_characters=max_characters,
     )
-    api = ProfileAPI(
-        str(checkpoint),
-        str(store),
-        workers=workers,
-        slots=slots,
-        max_length=max_length,
-        max_batch_size=max_batch_size,
-        batch_timeout=batch_timeout,
-        max_tokens=max_tokens,
-    )
+    with TemporaryDirectory(prefix="lightning-pelt-", ignore_cleanup_errors=True) as folder:
+        api = ProfileAPI(
+            str(checkpoint),
+            str(store),
+            metrics_folder=folder,
+            workers=workers,
+            slots=slots,
+            max_length=max_length,
+            max_batch_size=max_batch_size,
+            batch_timeout=batch_timeout,
+            max_tokens=max_tokens,
+        )
+        metrics = Metrics(folder)
+        server = _server(
+            api,
+            limits,
+            token,
+            url=f"http://{host}:{port}{PATH}",
+            accelerator=accelerator,
+            metrics=metrics,
+        )
+        sweeps = api.sweeps = Sweeps(server.worker_count)
+        operations = Operations(
+            server, str(store), metrics=metrics, sweeps=sweeps, allow_delete=allow_delete
+        )
+        operations.add()
+        try:
+            _run(server, api, host, port, seconds=request_seconds)
+        finally:
+            server.end()
+            os.environ.pop(FOLDER, None)
+
+
+def _server(
+    api: ProfileAPI,
+    limits: Limits,
+    token: str | None,
+    *,
+    url: str,
+    accelerator: str,
+    metrics: Metrics,
+) -> SignalServer:
+    """The server of ``api``; what is in front of it, the last first."""
     middlewares: list[Any] = [(RequestValidation, {"limits": limits})]
-    if token_file is not None:
-        middlewares.append((BearerToken, {"token": read_token(token_file)}))  # before the other
-    elif host not in LOOPBACK:
-        _logger.warning("everybody who reaches %s:%s is answered: set token_file", host, port)
+    if token is not None:
+        middlewares.append((BearerToken, {"token": token}))
+    paths = (PATH, PROFILES, HEALTH, READY, METRICS)
+    middlewares.append((Measured, {"metrics": metrics, "paths": paths}))
     server = SignalServer(
         api,
-        f"http://{host}:{port}{PATH}",
+        url,
         accelerator=accelerator,
-        workers_per_device=workers,
+        workers_per_device=api.workers,
         middlewares=middlewares,
     )
-    api.sweeps = Sweeps(server.worker_count)
-    Operations(str(store), sweeps=api.sweeps, allow_delete=allow_delete).add(server)
-    described = document(secured=token_file is not None)
+    described = document(secured=token is not None)
     server.app.openapi = lambda: described
-    before = {number: signal.signal(number, server.stop) for number in SIGNALS}
-    try:
-        _run(server, api, host, port, seconds=request_seconds)
-    finally:
-        server.end()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return server
 
 
 def _run(server: SignalServer, api: ProfileAPI, host: str, port: int, *, seconds: float) -> None:
     """Run the server until a signal; see :func:`serve` for the errors."""
     options: dict[str, Any] = {"http": partial(TimedProtocol, seconds=seconds)}
+    before = {number: signal.signal(number, server.stop) for number in SIGNALS}
     try:
         server.run(host, port, log_level="warning", generate_client_file=False, **options)
     except Stopped:
@@ -161,3 +195,6 @@ def _run(server: SignalServer, api: ProfileAPI, host: str, port: int, *, seconds
         raise RuntimeError("a worker died while serving: see its output above") from error
     except SystemExit:  # from uvicorn, which has logged the reason
         raise OSError(f"cannot listen on {host}:{port}: choose another port") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

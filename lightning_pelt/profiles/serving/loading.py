@@ -51,7 +51,12 @@ def open_store(url: str) -> ProfileStore:
         FileNotFoundError: the file does not exist.
         ValueError: see :class:`ProfileStore`.
     """
+    check_store_exists(url)
+    return ProfileStore(url)
+
+
+def check_store_exists(url: str) -> None:
+    """Raise a ``FileNotFoundError`` if ``url`` is a file that does not exist."""
     path = url.removeprefix("sqlite:///")
     if "://" not in path and not Path(path).exists():
         raise FileNotFoundError(f"there is no store {path}")
-    return ProfileStore(url)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from functools import cached_property
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from lightning_pelt.profiles.serving._litserve import SignalServer
 from lightning_pelt.profiles.serving._sweeps import Sweeps
-from lightning_pelt.profiles.serving.loading import open_store
+from lightning_pelt.profiles.serving.loading import check_store_exists, open_store
+from lightning_pelt.profiles.serving.metrics import Metrics
 from lightning_pelt.profiles.serving.request_validation import error_response
 from lightning_pelt.profiles.store import ProfileStore, UnknownProfile
 
+HEALTH = "/health"  # LitServe's own
+READY = "/ready"
+METRICS = "/metrics"
 PROFILES = "/profiles/"
+FRESH = 1.0  # seconds for which the result of a check is answered again
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
 SWEEP_SECONDS = 10.0  # for all workers to drop a deleted profile, before the answer says otherwise
 
 _logger = logging.getLogger(__name__)
@@ -26,18 +34,46 @@ class Operations:
     needed: connections do not outlive a fork.
 
     Args:
+        server: the server with the workers.
         url: of the store.
+        metrics: figures of all processes.
         sweeps: of the workers.
         allow_delete: whether profiles can be deleted.
     """
 
-    def __init__(self, url: str, *, sweeps: Sweeps, allow_delete: bool) -> None:
-        self.url, self.sweeps, self.allow_delete = url, sweeps, allow_delete
+    def __init__(
+        self,
+        server: SignalServer,
+        url: str,
+        *,
+        metrics: Metrics,
+        sweeps: Sweeps,
+        allow_delete: bool,
+    ) -> None:
+        self.server, self.url, self.metrics = server, url, metrics
+        self.sweeps, self.allow_delete = sweeps, allow_delete
+        self._lock = threading.Lock()
+        self._checked, self._problem = -FRESH, ""
 
-    def add(self, server: SignalServer) -> None:
-        """Add the routes to a server."""
-        path = PROFILES + "{id:path}"
-        server.app.add_api_route(path, self.delete, methods=["DELETE"], response_model=None)
+    def add(self) -> None:
+        """Add the routes to the application of the server."""
+        add = self.server.app.add_api_route
+        add(READY, self.ready, methods=["GET"], response_model=None)
+        add(METRICS, self.figures, methods=["GET"], response_model=None)
+        add(PROFILES + "{id:path}", self.delete, methods=["DELETE"], response_model=None)
+
+    def ready(self) -> Response:
+        """200 if requests can be answered: models are loaded, and the store can be read."""
+        with self._lock:
+            if time.monotonic() - self._checked > FRESH:
+                self._problem = self._check()
+                self._checked = time.monotonic()
+            problem = self._problem
+        return error_response(503, problem) if problem else JSONResponse({"status": "ready"})
+
+    def figures(self) -> Response:
+        """All figures, in the text format of Prometheus."""
+        return Response(self.metrics.expose(self.server.queued()), media_type=TEXT)
 
     def delete(self, id: str) -> Response:
         """204 after a profile and all its versions have left the store and all workers."""
@@ -69,3 +105,15 @@ class Operations:
     @cached_property
     def _store(self) -> ProfileStore:
         return open_store(self.url)
+
+    def _check(self) -> str:
+        """Why the server is not ready; an empty text if it is."""
+        if not self.server.is_loaded():
+            return "the model is not loaded"
+        try:
+            check_store_exists(self.url)
+            self._store.latest(["ready"])
+        except (OSError, ValueError) as error:
+            _logger.error("the server is not ready: %s", error)
+            return "the store of the profiles cannot be read"
+        return ""

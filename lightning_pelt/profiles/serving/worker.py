@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from starlette.responses import JSONResponse
 from lightning_pelt.profiles.serving._litserve import BlockingBatchLoop
 from lightning_pelt.profiles.serving._sweeps import Sweeps
 from lightning_pelt.profiles.serving.loading import load_model, open_store
+from lightning_pelt.profiles.serving.metrics import Metrics
 from lightning_pelt.profiles.serving.request_validation import (
     PATH,
     Limits,
@@ -46,6 +49,7 @@ class ProfileAPI(LitAPI):
         checkpoint: str,
         store: str,
         *,
+        metrics_folder: str,
         workers: int,
         slots: int,
         max_length: int,
@@ -55,9 +59,14 @@ class ProfileAPI(LitAPI):
     ) -> None:
         super().__init__(max_batch_size, batch_timeout, PATH, loop=BlockingBatchLoop())
         self.checkpoint, self.url, self.workers = checkpoint, store, workers
-        self.max_tokens = max_tokens
+        self.metrics_folder, self.max_tokens = metrics_folder, max_tokens
         self.options = {"slots": slots, "max_length": max_length, "batch_size": max_batch_size}
         self.setup_errors = multiprocessing.get_context("spawn").SimpleQueue()
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The figures of this process, which does not get them from the process that starts it."""
+        return Metrics(self.metrics_folder)
 
     def setup(self, device: str) -> None:
         """Load model and store. LitServe calls this once in the worker."""
@@ -75,8 +84,12 @@ class ProfileAPI(LitAPI):
         signal.signal(signal.SIGTERM, self._stop)
         if self.sweeps is not None:
             number = int(os.environ["LITSERVE_WORKER_ID"])
-            arguments = (number, self.server.forget_deleted)
+            arguments = (number, self._forget_deleted)
             threading.Thread(target=self.sweeps.repeat, args=arguments, daemon=True).start()
+
+    def _forget_deleted(self) -> None:
+        self.server.forget_deleted()
+        self.metrics.cached.set(len(self.server.cache))
 
     def _stop(self, *_: object) -> None:
         self.store.close()
@@ -95,11 +108,24 @@ class ProfileAPI(LitAPI):
         good = [row for row, no in zip(requests, refused, strict=True) if no is None]
         texts = [text for row in good for text in texts_of(row)]
         profiles = [row["profile"] for row in good for _ in texts_of(row)]
-        found = iter(self.server.answer(texts, profiles))
-        return [
+        loaded = self.server.cache.loaded
+        with self.metrics.batch(len(texts)):
+            found = iter(self.server.answer(texts, profiles))
+        self.metrics.loaded.inc(self.server.cache.loaded - loaded)
+        self.metrics.cached.set(len(self.server.cache))
+        answers = [
             no or _response(row, [next(found) for _ in texts_of(row)])
             for row, no in zip(requests, refused, strict=True)
         ]
+        self._count(requests, answers)
+        return answers
+
+    def _count(self, requests: list[dict[str, Any]], answers: list[JSONResponse]) -> None:
+        statuses = Counter[str]()
+        for request, answer in zip(requests, answers, strict=True):
+            statuses[str(answer.status_code)] += len(texts_of(request))
+        for status, count in statuses.items():
+            self.metrics.texts.labels(status).inc(count)
 
     def _refusal(self, texts: Sequence[str]) -> JSONResponse | None:
         """The answer to a request with too many tokens; None if it has not."""

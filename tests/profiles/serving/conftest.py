@@ -51,3 +51,12 @@ def in_process(trained: tuple[Path, Path]) -> Iterator[ProfileServer]:
     """The model and the store, without HTTP."""
     with ProfileStore(trained[1]) as store:
         yield ProfileServer(load_model(trained[0]), store)
+
+
+@pytest.fixture
+def metrics_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the metrics of a test are; later tests are not told."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    return str(folder)

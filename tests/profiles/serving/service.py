@@ -49,14 +49,16 @@ class Service(NamedTuple):
         finally:
             connection.close()
 
-    def together(self, bodies: list[Any]) -> list[tuple[int, Any]]:
+    def together(
+        self, bodies: list[Any], headers: dict[str, str] | None = None
+    ) -> list[tuple[int, Any]]:
         """The answers to simultaneous requests."""
         answers: list[Any] = [None] * len(bodies)
         start = threading.Barrier(len(bodies))
 
         def ask(index: int) -> None:
             start.wait()
-            answers[index] = self.ask(bodies[index])
+            answers[index] = self.ask(bodies[index], headers)
 
         threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(bodies))]
         for thread in threads:

@@ -171,13 +171,17 @@ def test_a_store_that_cannot_be_read_is_the_answer_to_all_rows(
 
 
 def test_the_http_answers_name_the_reason(
-    server: ProfileServer, faulty: ProfileServer, monkeypatch: pytest.MonkeyPatch
+    server: ProfileServer,
+    faulty: ProfileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    metrics_folder: str,
 ) -> None:
     pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
     from lightning_pelt.profiles.serving.worker import ProfileAPI
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    options = {"workers": 1, "slots": 8, "max_length": 32, "max_batch_size": 8}
+    options: dict[str, Any] = {"workers": 1, "slots": 8, "max_length": 32, "max_batch_size": 8}
+    options |= {"metrics_folder": metrics_folder}
     api = ProfileAPI("", "", batch_timeout=0.0, **options)  # type: ignore[arg-type]
     api.server = faulty
     rows = [(bad, profile) for bad, profile, *_ in BAD.values()]

@@ -41,7 +41,10 @@ def test_with_the_token_or_for_the_health_there_is_one(client: TestClient) -> No
     for path in ("/predict", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 401
         assert client.get(path, headers={"authorization": f"Bearer {TOKEN}"}).text == "answered"
-    assert client.get("/health").text == "answered"
+    for path in ("/health", "/ready"):
+        assert client.get(path).text == "answered"
+    for path in ("/metrics", "/profiles/ann", "/healthy", "/ready/", "//ready"):
+        assert client.get(path).status_code == 401
     twice = [("authorization", f"Bearer {TOKEN}"), ("authorization", "Bearer x")]
     assert client.get("/predict", headers=twice).status_code == 401
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from profiles.serving.cases import PEOPLE, request
+from profiles.serving.cases import PEOPLE, request, several
 from profiles.serving.service import Service, running
 
+from lightning_pelt import ProfileStore
 from lightning_pelt.cli.profiles.stores import delete_profiles
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
@@ -28,6 +30,48 @@ def service(
         yield service
 
 
+def figures(service: Service) -> dict[str, float]:
+    """Each line of the metrics."""
+    status, text = service.call("GET", "/metrics", headers=TOKEN)
+    assert status == 200
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    return {name.removeprefix("lightning_pelt_"): float(value) for name, value in lines}
+
+
+def cached(service: Service, expected: int) -> bool:
+    """Whether the workers have so many profiles in memory, within a minute."""
+    ticks = (time.sleep(0.1) for _ in range(600))
+    return any(figures(service)["cached_profiles"] == expected for _ in ticks)
+
+
+def test_health_and_readiness_need_no_token(service: Service) -> None:
+    assert service.call("GET", "/health") == (200, "ok")
+    assert service.call("GET", "/ready") == (200, '{"status":"ready"}')
+    assert service.call("GET", "/metrics")[0] == 401
+
+
+def test_all_processes_are_in_the_metrics(service: Service) -> None:
+    before = figures(service)
+    bodies = [request("one", PEOPLE[i % 5]) for i in range(20)] + [several(["one"] * 3, "zoe")]
+    answers = service.together(bodies, TOKEN)
+    assert sorted(status for status, _ in answers) == [200] * 20 + [404]
+    after = figures(service)
+
+    def rise(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert rise('requests_total{path="/predict",status="200"}') == 20
+    assert rise('requests_total{path="/predict",status="404"}') == 1
+    assert rise('request_seconds_count{path="/predict"}') == 21
+    assert rise('texts_total{status="200"}') == 20
+    assert rise('texts_total{status="404"}') == 3
+    assert rise("batch_texts_sum") == 23
+    assert rise("queue_seconds_count") == 21
+    assert after["queued_requests"] == 0
+    assert after["open_requests"] == 1  # this one
+    assert 5 <= after["cached_profiles"] <= 10
+
+
 def test_a_profile_is_deleted_with_the_token_only(service: Service) -> None:
     for _ in range(4):
         assert service.ask(request("one", "ann"), TOKEN)[0] == 200
@@ -39,3 +83,26 @@ def test_a_profile_is_deleted_with_the_token_only(service: Service) -> None:
     delete_profiles(str(service.store), "bob")
     assert service.ask(request("one", "bob"), TOKEN)[0] == 404
     assert {service.ask(request("one", name), TOKEN)[0] for name in PEOPLE[2:]} == {200}
+
+
+def test_deleted_profiles_leave_the_memory_of_all_workers(service: Service) -> None:
+    """Also if the command has deleted them and nobody asks for them again."""
+    with ProfileStore(service.store) as store:
+        rest = list(store.ids())
+        store.put("fay", store.get("eve"))
+        delete_profiles(str(service.store), rest)
+    service.ask(request("one", "fay"), TOKEN)
+    assert cached(service, 1)
+    assert service.call("DELETE", "/profiles/fay", headers=TOKEN) == (204, "")
+    assert figures(service)["cached_profiles"] == 0  # at once
+
+
+def test_a_server_without_its_store_is_alive_and_not_ready(service: Service) -> None:
+    away = service.store.with_suffix(".away")
+    service.store.rename(away)
+    ticks = (time.sleep(0.1) for _ in range(600))
+    assert any(service.call("GET", "/ready")[0] == 503 for _ in ticks)
+    assert service.call("GET", "/health")[0] == 200
+    away.rename(service.store)
+    ticks = (time.sleep(0.1) for _ in range(600))
+    assert any(service.call("GET", "/ready")[0] == 200 for _ in ticks)

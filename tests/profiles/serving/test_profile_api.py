@@ -27,15 +27,16 @@ def _process_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "disable", lambda: None)
 
 
-def api(checkpoint: Path, store: Path, **changed: int) -> ProfileAPI:
+def api(checkpoint: Path, store: Path, **changed: Any) -> ProfileAPI:
     options = {"workers": 1, "slots": 8, "max_length": 16, "max_batch_size": 8, **changed}
+    options.setdefault("metrics_folder", "")
     return ProfileAPI(str(checkpoint), str(store), batch_timeout=0.0, **options)
 
 
 @pytest.fixture
-def worker(trained: tuple[Path, Path]) -> Iterator[ProfileAPI]:
+def worker(trained: tuple[Path, Path], metrics_folder: str) -> Iterator[ProfileAPI]:
     """A worker that allows 30 tokens a request, which are ten short texts."""
-    worker = api(*trained, max_tokens=30)
+    worker = api(*trained, max_tokens=30, metrics_folder=metrics_folder)
     worker.setup("cpu")
     yield worker
     worker.store.close()
@@ -52,7 +53,10 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_unknown_and_damaged_profiles_do_not_affect_other_rows(
-    trained: tuple[Path, Path], in_process: ProfileServer, rows: list[dict[str, str]]
+    trained: tuple[Path, Path],
+    worker: ProfileAPI,
+    in_process: ProfileServer,
+    rows: list[dict[str, str]],
 ) -> None:
     with raw(str(trained[1])) as connection:
         columns = "masks, norm, head, checksum + 1, 'sick', version"
@@ -62,10 +66,7 @@ def test_unknown_and_damaged_profiles_do_not_affect_other_rows(
                 f"SELECT {columns} FROM xpeft_profiles WHERE id = 'ann'"
             )
         )
-    worker = api(*trained)
-    worker.setup("cpu")
     answers = worker.predict(rows)
-    worker.store.close()
     assert [answer.status_code for answer in answers] == [200, 404, 200, 500, 404, 200]
     contents = [json.loads(bytes(answer.body)) for answer in answers]
     assert contents[1] == {"detail": "there is no profile 'zoe'"}
@@ -125,6 +126,25 @@ def test_too_many_tokens_are_answered_with_413(worker: ProfileAPI) -> None:
     assert len(content(fits)["predictions"]) == len(texts) - 1
     assert len(content(cut)["predictions"]) == 1
     assert worker.server.count_tokens(long) == 16
+
+
+def test_a_worker_counts_texts_and_profiles(worker: ProfileAPI) -> None:
+    worker.predict([several(["one", "two"], "ann"), request("one", "bob"), request("one", "zoe")])
+    worker.predict([request("two", "bob")])
+    lines = worker.metrics.expose().decode().splitlines()
+    for line in (
+        'lightning_pelt_texts_total{status="200"} 4.0',
+        'lightning_pelt_texts_total{status="404"} 1.0',
+        "lightning_pelt_batch_texts_count 2.0",
+        "lightning_pelt_batch_texts_sum 5.0",
+        "lightning_pelt_batch_seconds_count 2.0",
+        "lightning_pelt_loaded_profiles_total 2.0",
+        "lightning_pelt_cached_profiles 2.0",
+    ):
+        assert line in lines
+    worker.server.forget()
+    worker._forget_deleted()
+    assert "lightning_pelt_cached_profiles 0.0" in worker.metrics.expose().decode().splitlines()
 
 
 @pytest.mark.parametrize(("wrong", "message"), UNFIT.items(), ids=UNFIT)

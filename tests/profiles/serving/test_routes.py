@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
@@ -34,10 +34,68 @@ def store(tmp_path: Path) -> Iterator[ProfileStore]:
         yield store
 
 
-def client(store: ProfileStore, *, workers: int = 0, allow_delete: bool = True) -> TestClient:
-    server: Any = SimpleNamespace(app=FastAPI())
-    Operations(store.name, sweeps=Sweeps(workers), allow_delete=allow_delete).add(server)
+class Server(NamedTuple):
+    """What the routes need of a server."""
+
+    app: FastAPI
+    loaded: bool
+
+    def is_loaded(self) -> bool:
+        return self.loaded
+
+    def queued(self) -> int:
+        return 3
+
+
+def client(
+    store: ProfileStore, *, workers: int = 0, allow_delete: bool = True, loaded: bool = True
+) -> TestClient:
+    server: Any = Server(FastAPI(), loaded)
+    metrics: Any = SimpleNamespace(expose=lambda queued: f"queued {queued}")
+    options: dict[str, Any] = {"metrics": metrics, "allow_delete": allow_delete}
+    Operations(server, store.name, sweeps=Sweeps(workers), **options).add()
     return TestClient(server.app)
+
+
+def test_a_server_is_ready_when_models_are_loaded_and_the_store_answers(
+    store: ProfileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = client(store).get("/ready")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    answer = client(store, loaded=False).get("/ready")
+    assert (answer.status_code, answer.json()) == (503, {"detail": "the model is not loaded"})
+    monkeypatch.setattr(routes, "FRESH", -1.0)
+    late = client(store)
+    assert late.get("/ready").status_code == 200
+    Path(store.name).rename(f"{store.name}.away")
+    answer = late.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json() == {"detail": "the store of the profiles cannot be read"}
+    Path(f"{store.name}.away").rename(store.name)
+    assert late.get("/ready").status_code == 200
+
+
+def test_a_check_is_answered_again_for_a_second(
+    store: ProfileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks often does not load the store."""
+    monkeypatch.setattr(routes, "FRESH", 3600.0)
+    asked, latest = [], ProfileStore.latest
+
+    def counted(self: ProfileStore, ids: list[str]) -> dict[str, int]:
+        asked.append(ids)
+        return latest(self, ids)
+
+    monkeypatch.setattr(ProfileStore, "latest", counted)
+    client_ = client(store)
+    assert {client_.get("/ready").status_code for _ in range(3)} == {200}
+    assert len(asked) == 1
+
+
+def test_figures_have_the_type_of_prometheus(store: ProfileStore) -> None:
+    answer = client(store).get("/metrics")
+    assert answer.text == "queued 3"
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 @pytest.mark.parametrize("id", IDS)
