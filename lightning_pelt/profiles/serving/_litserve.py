@@ -7,12 +7,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from multiprocessing.connection import wait
+from multiprocessing.managers import SyncManager
 from queue import Empty, Queue
 from typing import Any
 
 from litserve import LitAPI, LitServer
 from litserve.loops.simple_loops import BatchedLoop
+from litserve.transport.factory import create_transport_from_config
+
+from lightning_pelt.profiles.serving._processes import end_with_parent, start_manager
 
 
 class BlockingBatchLoop(BatchedLoop):
@@ -47,14 +53,33 @@ class BlockingBatchLoop(BatchedLoop):
 
 
 class SignalServer(LitServer):
-    """LitServe that signals stop, and that does not wait for workers that have failed."""
+    """LitServe that answers all accepted requests after a signal, and then ends its processes."""
 
     def __init__(self, api: LitAPI, url: str, **options: Any) -> None:
         super().__init__(api, **options)
         self.url = url
         self.inference_workers: list[Any] = []
-        self.stopping = False
+        self.stopping = self._ending = self._lost = False
         self._main = os.getpid()
+        self._manager: SyncManager | None = None
+
+    def run(self, *args: Any, **options: Any) -> None:
+        """Run until :meth:`stop`; see LitServe.
+
+        Raises:
+            HTTPServerLost: a process with an HTTP server ended before.
+        """
+        self._manager = start_manager()  # before the socket is open, which it would keep open
+        super().run(*args, **options)
+        if self._lost:
+            raise HTTPServerLost
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """What a process with an HTTP server does from its start to its end."""
+        end_with_parent()
+        async with super().lifespan(app):
+            yield
 
     def stop(self, *_: object) -> None:
         """Handle a signal: answer pending requests, then end."""
@@ -105,14 +130,58 @@ class SignalServer(LitServer):
         for one in sockets:
             one.listen()
         servers = super()._start_server(port, number, log_level, sockets, *args, **options)
+        for one in sockets:
+            one.close()  # so that connections are refused when the HTTP servers have closed it
+        sentinels = [server.sentinel for server in servers.values()]
+        threading.Thread(target=self._watch, args=(sentinels,), daemon=True).start()
         print(f"ready for POST {self.url}", flush=True)
         return servers
 
+    def _watch(self, sentinels: list[int]) -> None:
+        """End when an HTTP server has; LitServe watches only the workers."""
+        wait(sentinels)
+        if not self._ending:
+            self._lost = True
+            self._shutdown_event.set()
+
+    def _init_manager(self, num_api_servers: int) -> SyncManager | None:
+        """As LitServe does, with a manager that outlives signals."""
+        manager = self._manager
+        assert manager is not None
+        self.transport_config.manager = manager
+        self.transport_config.num_consumers = num_api_servers
+        self.workers_setup_status = manager.dict()
+        self._shutdown_event = manager.Event()
+        self.litapi_request_queues[self.lit_api.api_path] = manager.Queue()
+        self._transport = create_transport_from_config(self.transport_config)
+        return manager
+
+    def _perform_graceful_shutdown(
+        self, manager: Any, uvicorn_workers: dict[Any, Any], *args: Any, **options: Any
+    ) -> None:
+        """End all HTTP servers at once, which answer their requests, and then the workers.
+
+        LitServe ends one after another, and those that are left accept requests until then.
+        """
+        self._ending = True
+        servers = [*uvicorn_workers.values()]
+        for server in servers:
+            server.terminate()
+        end = time.monotonic() + self.uvicorn_graceful_timeout
+        for server in servers:
+            server.join(max(0.0, end - time.monotonic()))
+            server.kill()
+        self.lit_api.ending.value = True
+        super()._perform_graceful_shutdown(manager, {}, *args, **options)
+
     def end(self) -> None:
-        """Terminate all workers, also after a failed start."""
+        """End all processes, also after a failed start."""
+        self.lit_api.ending.value = True
         for worker in self.inference_workers:
             worker.terminate()
             worker.join()
+        if self._manager is not None:
+            self._manager.shutdown()
 
 
 class Stopped(Exception):
@@ -121,3 +190,7 @@ class Stopped(Exception):
 
 class WorkerLost(Exception):
     """A worker ended before it was ready."""
+
+
+class HTTPServerLost(Exception):
+    """A process with an HTTP server ended."""

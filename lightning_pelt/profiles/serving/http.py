@@ -11,7 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 try:
-    from lightning_pelt.profiles.serving._litserve import SignalServer, Stopped, WorkerLost
+    from lightning_pelt.profiles.serving._litserve import (
+        HTTPServerLost,
+        SignalServer,
+        Stopped,
+        WorkerLost,
+    )
+    from lightning_pelt.profiles.serving._processes import SIGNALS
     from lightning_pelt.profiles.serving._sweeps import Sweeps
     from lightning_pelt.profiles.serving.bearer_token import BearerToken, read_token
     from lightning_pelt.profiles.serving.metrics import FOLDER, Measured, Metrics
@@ -30,7 +36,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _logger = logging.getLogger(__name__)
 
@@ -105,7 +110,7 @@ def serve(
         ValueError: checkpoint or store does not exist, is damaged, or does not match the other, or
             a number is out of range, or ``allow_delete`` is set without ``token_file``.
         OSError: the port is in use.
-        RuntimeError: a worker died, which ends the server.
+        RuntimeError: a process of the server died, which ends all of it.
     """
     if allow_delete and token_file is None:
         raise ValueError(
@@ -193,6 +198,8 @@ def _run(server: SignalServer, api: ProfileAPI, host: str, port: int, *, seconds
         raise ValueError(f"a worker could not start: {reason}") from None
     except (EOFError, ConnectionError) as error:  # from the process with LitServe's queues
         raise RuntimeError("a worker died while serving: see its output above") from error
+    except HTTPServerLost as error:
+        raise RuntimeError("a process with an HTTP server died: see its output above") from error
     except SystemExit:  # from uvicorn, which has logged the reason
         raise OSError(f"cannot listen on {host}:{port}: choose another port") from None
     finally:

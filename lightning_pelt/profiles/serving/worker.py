@@ -17,6 +17,7 @@ from litserve import LitAPI
 from starlette.responses import JSONResponse
 
 from lightning_pelt.profiles.serving._litserve import BlockingBatchLoop
+from lightning_pelt.profiles.serving._processes import end_with_parent
 from lightning_pelt.profiles.serving._sweeps import Sweeps
 from lightning_pelt.profiles.serving.loading import load_model, open_store
 from lightning_pelt.profiles.serving.metrics import Metrics
@@ -40,6 +41,9 @@ class ProfileAPI(LitAPI):
 
     Attributes:
         sweeps: when workers drop deleted profiles; without it, they stay until they are evicted.
+        setup_errors: why workers could not start.
+        ending: whether SIGTERM ends a worker. Before that, requests may be pending: a service
+            manager sends the signal to all processes, and the parent ends workers last.
     """
 
     sweeps: Sweeps | None = None
@@ -61,7 +65,9 @@ class ProfileAPI(LitAPI):
         self.checkpoint, self.url, self.workers = checkpoint, store, workers
         self.metrics_folder, self.max_tokens = metrics_folder, max_tokens
         self.options = {"slots": slots, "max_length": max_length, "batch_size": max_batch_size}
-        self.setup_errors = multiprocessing.get_context("spawn").SimpleQueue()
+        context = multiprocessing.get_context("spawn")  # as LitServe starts workers
+        self.setup_errors = context.SimpleQueue()
+        self.ending = context.RawValue("b", False)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -70,6 +76,7 @@ class ProfileAPI(LitAPI):
 
     def setup(self, device: str) -> None:
         """Load model and store. LitServe calls this once in the worker."""
+        end_with_parent()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
         torch.set_num_threads(max(1, torch.get_num_threads() // self.workers))
         try:
@@ -92,8 +99,10 @@ class ProfileAPI(LitAPI):
         self.metrics.cached.set(len(self.server.cache))
 
     def _stop(self, *_: object) -> None:
+        if not self.ending.value:
+            return
         self.store.close()
-        raise SystemExit(0)
+        os._exit(0)  # the thread that sweeps may run, and would fail while Python ends
 
     def count_rows(self, request: Mapping[str, Any]) -> int:
         """The number of rows that a request adds to a batch."""
