@@ -1,21 +1,16 @@
-"""The token in front of an application, and the document that describes the server."""
+"""The token in front of an application."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
 from fastapi.testclient import TestClient
-from jsonschema import Draft202012Validator
-from openapi_spec_validator import validate
 from starlette.responses import PlainTextResponse
 
 from lightning_pelt.profiles.serving.bearer_token import BearerToken, read_token
-from lightning_pelt.profiles.serving.openapi import document
-from lightning_pelt.profiles.serving.request_validation import PredictionRequest
 
 TOKEN = "s3cret"
 
@@ -57,31 +52,3 @@ def test_a_file_without_a_token_is_named(tmp_path: Path, text: str) -> None:
         read_token(file)
     file.write_text(f"{TOKEN}\n")
     assert read_token(file) == TOKEN
-
-
-@pytest.mark.parametrize("secured", [True, False])
-def test_the_document_describes_requests_and_answers(secured: bool) -> None:
-    found: dict[str, Any] = document(secured=secured)
-    schemas = found["components"]["schemas"]
-    validate(found)
-    (example,) = schemas["Request"]["examples"]
-    Draft202012Validator(schemas["Request"]).validate(example)
-    PredictionRequest.model_validate(example, context={"max_characters": 100})
-    post = found["paths"]["/predict"]["post"]
-    assert set(post["responses"]) >= {"200", "404", "413", "422", "500", "503"}
-    assert ("401" in post["responses"]) == secured == ("security" in found)
-    assert found["info"]["title"] and found["info"]["version"]
-    references = {name.rpartition("/")[2] for name in _references(found)}
-    assert references == set(schemas), "each schema is used, and exists"
-
-
-def _references(found: Any) -> list[str]:
-    if isinstance(found, list):
-        return [name for each in found for name in _references(each)]
-    if not isinstance(found, dict):
-        return []
-    return [
-        name
-        for key, value in found.items()
-        for name in ([value] if key == "$ref" else _references(value))
-    ]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from profiles.serving.cases import PEOPLE, request, several
+from profiles.serving.described import Described
 from profiles.serving.service import Service, running
 
 from lightning_pelt import ProfileStore
 from lightning_pelt.cli.profiles.stores import delete_profiles
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
+from openapi_spec_validator import validate
+
 pytestmark = pytest.mark.slow  # `test_routes`, `test_sweeps` and `test_metrics` are fast
 
 TOKEN = {"Authorization": "Bearer s3cret"}
@@ -70,6 +75,32 @@ def test_all_processes_are_in_the_metrics(service: Service) -> None:
     assert after["queued_requests"] == 0
     assert after["open_requests"] == 1  # this one
     assert 5 <= after["cached_profiles"] <= 10
+
+
+def test_answers_are_those_of_the_document(service: Service) -> None:
+    """The examples of requests are answered as the document says, and so are errors."""
+    assert service.call("GET", "/docs", headers=TOKEN)[0] == 200
+    status, text = service.call("GET", "/openapi.json", headers=TOKEN)
+    assert status == 200
+    described = Described(json.loads(text))
+    validate(described.document)
+    for body in described.bodies():
+        status, text = service.call("POST", "/predict", body, TOKEN)
+        assert status == 200
+        described.check_answer("/predict", "post", status, text)
+        assert ("predictions" in json.loads(text)) == (b"texts" in body)
+    seen = set()
+    bad: list[tuple[Any, Any]] = [(request("one", "zoe"), TOKEN), ([], TOKEN), ({}, None)]
+    for body_, headers in [*bad, (several(["one"] * 100), TOKEN)]:
+        status, text = service.call("POST", "/predict", json.dumps(body_).encode(), headers)
+        described.check_answer("/predict", "post", status, text)
+        seen.add(status)
+    assert seen == {401, 404, 413, 422}
+    for path in ("/health", "/ready", "/metrics"):
+        status, text = service.call("GET", path, headers=TOKEN)
+        described.check_answer(path, "get", status, text)
+    status, text = service.call("DELETE", "/profiles/zoe", headers=TOKEN)
+    described.check_answer("/profiles/{id}", "delete", status, text)
 
 
 def test_a_profile_is_deleted_with_the_token_only(service: Service) -> None:
