@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable
 
 EVERY = 1.0  # seconds between two looks at the store, for deletions by other programs
 POLL = 0.01
+STOP = 3.0  # seconds for a thread to end, unless it waits for the store
 
 _logger = logging.getLogger(__name__)
 
@@ -26,11 +28,25 @@ class Sweeps:
         # When the last complete comparison of each worker began, of the clock of the machine.
         self._began = context.RawArray("d", workers)
 
-    def repeat(self, worker: int, sweep: Callable[[], None]) -> None:
-        """Call ``sweep`` for ever, in a thread of a worker."""
-        while True:
-            self._asked[worker].acquire(timeout=EVERY)
-            self.once(worker, sweep)
+    def start(self, worker: int, sweep: Callable[[], None]) -> Callable[[], None]:
+        """Call ``sweep`` in a thread of a worker, until the function that is returned is called."""
+        stopped = threading.Event()
+
+        def repeat() -> None:
+            while True:
+                self._asked[worker].acquire(timeout=EVERY)
+                if stopped.is_set():
+                    return
+                self.once(worker, sweep)
+
+        def stop() -> None:
+            stopped.set()
+            self._asked[worker].release()
+            thread.join(STOP)
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        return stop
 
     def once(self, worker: int, sweep: Callable[[], None]) -> None:
         """Call ``sweep`` and note when, unless it fails."""

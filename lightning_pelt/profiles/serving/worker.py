@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -91,8 +90,7 @@ class ProfileAPI(LitAPI):
         signal.signal(signal.SIGTERM, self._stop)
         if self.sweeps is not None:
             number = int(os.environ["LITSERVE_WORKER_ID"])
-            arguments = (number, self._forget_deleted)
-            threading.Thread(target=self.sweeps.repeat, args=arguments, daemon=True).start()
+            self._stop_sweeps = self.sweeps.start(number, self._forget_deleted)
 
     def _forget_deleted(self) -> None:
         self.server.forget_deleted()
@@ -101,8 +99,10 @@ class ProfileAPI(LitAPI):
     def _stop(self, *_: object) -> None:
         if not self.ending.value:
             return
+        if self.sweeps is not None:
+            self._stop_sweeps()
         self.store.close()
-        os._exit(0)  # the thread that sweeps may run, and would fail while Python ends
+        raise SystemExit(0)
 
     def count_rows(self, request: Mapping[str, Any]) -> int:
         """The number of rows that a request adds to a batch."""

@@ -110,4 +110,4 @@ def check_end(process: subprocess.Popen[str]) -> None:
     """The process ends without an error."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "Traceback" not in out + err, out + err
+    assert "Traceback" not in out + err and "leaked" not in err, out + err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,17 +98,16 @@ def test_all_workers_sweep_when_somebody_waits(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_sweeps, "EVERY", 3600.0)
     sweeps, swept = Sweeps(2), [0, 0]
 
-    def work(number: int) -> None:
-        def sweep() -> None:
-            swept[number] += 1
+    def sweep(number: int) -> None:
+        swept[number] += 1
 
-        sweeps.repeat(number, sweep)
-
-    for number in range(2):
-        threading.Thread(target=work, args=(number,), daemon=True).start()
+    stops = [sweeps.start(number, partial(sweep, number)) for number in range(2)]
     assert sweeps.wait(60.0)
     assert swept == [1, 1]
     assert sweeps.wait(60.0)
+    for stop in stops:
+        stop()
+    assert not sweeps.wait(0.02)
     assert swept == [2, 2]
 
 
