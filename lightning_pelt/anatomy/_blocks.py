@@ -138,7 +138,12 @@ def _without_attention(recorded: RecordedModel, by_block: dict[str, list[Attenti
         if _is_layer(recorded, path) and has_feed_forward(recorded, path):
             known.add(_pattern(path))
             found.append(path)
-    return found
+    return [path for path in found if not any(_holds(path, other) for other in found)]
+
+
+def _holds(path: str, other: str) -> bool:
+    """Whether an element is a stage: blocks like ``other`` are in lists inside it (FocalNet)."""
+    return _pattern(other).startswith(f"{_pattern(path)}.*.")
 
 
 def idle_lists(recorded: RecordedModel) -> tuple[str, ...]:

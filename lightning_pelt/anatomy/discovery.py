@@ -57,11 +57,7 @@ def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatom
     recorded = RecordedModel(model, inputs)
     blocks = find_blocks(recorded, find_attentions(recorded))
     if not blocks.lists:
-        raise ValueError(
-            f"no attention found in {type(model).__name__}: it neither uses transformers' "
-            "attention interface nor has a softmax over products of linear layers. Give a model "
-            "whose blocks are transformer layers, or attach to the transformer inside it."
-        )
+        raise ValueError(f"no attention found in {type(model).__name__}: {_why_none(recorded)}")
     stacks = find_stacks(recorded, blocks)
     positions = block_positions(stacks)
     sublayers = _sublayer_sites(recorded, blocks, stacks)
@@ -82,6 +78,21 @@ def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatom
         idle=idle_lists(recorded),
         embeddings=embedding_sites(model, recorded.first),
         parameters=_backbone_size(model),
+    )
+
+
+def _why_none(recorded: RecordedModel) -> str:
+    """Why a model has no blocks, and the remedy."""
+    keys = [key for call in recorded.attention_calls for _, key in call.operands]
+    if keys and not any(key.requires_grad for key in keys):
+        return (
+            "its attentions run without gradients, so that nothing in them can be trained. Attach "
+            "to the transformer inside it, and train that alone"
+        )
+    return (
+        "it neither uses transformers' attention interface nor has a softmax over products of "
+        "linear layers. Give a model whose blocks are transformer layers, or attach to the "
+        "transformer inside it."
     )
 
 

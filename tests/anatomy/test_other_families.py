@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, BertModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    BertModel,
+    FocalNetConfig,
+    FocalNetModel,
+    PreTrainedModel,
+)
 from zoo import build
 
 from lightning_pelt import Adapter, Gate, HeadOnly, LoRA, UniPELT, attach, detach
@@ -70,6 +79,30 @@ def test_blocks_whose_attention_is_not_known(
     assert anatomy.select("ffn")[1].path == feed_forward
     with pytest.raises(ValueError, match=f"unknown site on {model_type} 'query'"):
         attach(model, UniPELT([LoRA()]))
+
+
+def test_stages_are_no_blocks() -> None:
+    """FocalNet has no attention; its last stage holds two blocks, and has the width of both."""
+    sizes = {"image_size": 64, "embed_dim": 16, "depths": [2, 2]}
+    config = FocalNetConfig(**sizes, focal_levels=[2, 2], focal_windows=[3, 3])
+    (stack,) = examine(model := FocalNetModel(config).eval()).stacks
+    expected = [f"encoder.stages.{i}.layers.{j}" for i in range(2) for j in range(2)]
+    assert list(stack.blocks) == expected
+    hosts = [site.path for site in attach(model, HeadOnly()).anatomy.select("ffn")]
+    assert hosts == [f"{block}.mlp.fc2" for block in expected]
+
+
+def test_attentions_without_gradients_are_named() -> None:
+    class Frozen(BertModel):
+        @torch.no_grad()
+        def forward(self, **inputs: Any) -> Any:
+            return super().forward(**inputs)
+
+        forward.__signature__ = inspect.signature(BertModel.forward)  # type: ignore[attr-defined]
+
+    model = Frozen(build("bert").config)
+    with pytest.raises(ValueError, match=r"no attention found in Frozen: .* run without gradients"):
+        examine(model)
 
 
 def test_a_model_that_needs_other_inputs() -> None:
