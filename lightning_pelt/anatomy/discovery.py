@@ -2,12 +2,11 @@
 
 Almost everything follows from the flow of data, not from names. :mod:`._projections` finds the
 attentions and their linear layers, :mod:`._stacks` the stacks of blocks, :mod:`._sublayer_sites`
-and :mod:`._layer_sites` the sites.
+and :mod:`._layer_sites` the sites, :mod:`._masks` which of their tokens are padding.
 """
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 
 import torch
@@ -17,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from lightning_pelt.anatomy._blocks import Blocks, find_blocks, idle_lists
 from lightning_pelt.anatomy._feed_forward import width_of
 from lightning_pelt.anatomy._layer_sites import block_sites, norm_and_outer_sites
+from lightning_pelt.anatomy._masks import find_masks
 from lightning_pelt.anatomy._projections import Attention, find_attentions
 from lightning_pelt.anatomy._recorded_model import RecordedModel
 from lightning_pelt.anatomy._residuals import find_residuals
@@ -26,7 +26,7 @@ from lightning_pelt.anatomy._sublayer_sites import SublayerSites
 from lightning_pelt.anatomy.calls import widths
 from lightning_pelt.anatomy.dummy_inputs import base_of
 from lightning_pelt.anatomy.embeddings import embedding_sites
-from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, MaskArgument, Site, Stack
+from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, Site, Stack
 from lightning_pelt.anatomy.stand_ins import StandIns
 from lightning_pelt.utils.quantised import count
 
@@ -66,7 +66,7 @@ def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatom
         *norm_and_outer_sites(recorded, blocks, positions),
         *block_sites(recorded, positions),
     ]
-    masks, unread = _masks(recorded, sublayers)
+    masks, unread = find_masks(recorded, stacks, sublayers)
     return Anatomy(
         model_type=model.config.model_type,
         width=next(site.d_out for site in sublayers if site.kind in SUBLAYERS),
@@ -134,39 +134,6 @@ def _width_of_attention(attentions: list[Attention]) -> int | None:
     """Width of what the attentions of a block add to the residual stream; None if not known."""
     output = next((a.output for a in attentions if a.output is not None), None)
     return None if output is None else widths(output.module)[1]
-
-
-def _masks(
-    recorded: RecordedModel, sites: list[Site]
-) -> tuple[dict[tuple[str, int, str], MaskArgument], frozenset[str]]:
-    """The mask argument of every attention that has one, and the stacks that hide theirs.
-
-    Where an attention sees windows as rows (Swin), the mask is of windows, and nothing is padded.
-    """
-    masks, unread = {}, set()
-    for site in sites:
-        if site.kind not in ("attention", "cross_attention") or site.block is None:
-            continue
-        read = recorded.tensor(site.source)
-        windows = read.dim() == 3 and len(read) != recorded.batch
-        mask = None if windows else _mask_argument(recorded, site.path)
-        if mask is not None:
-            masks[site.stack, site.block, site.role] = mask
-        elif not windows and read.dim() == 3 and read.shape[1] in recorded.words:
-            unread.add(site.stack)
-    return masks, frozenset(unread)
-
-
-def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:
-    """Which argument of the attention module at ``path`` is its mask."""
-    module = recorded.model.get_submodule(path)
-    names = list(inspect.signature(module.forward).parameters)
-    for name in ("attention_mask", "mask", "attn_mask"):
-        if name in names:
-            return MaskArgument(path, name, names.index(name))
-        if name in recorded.first[module].keywords:  # one of **kwargs
-            return MaskArgument(path, name, len(names))
-    return None
 
 
 def _backbone_size(model: PreTrainedModel) -> int:

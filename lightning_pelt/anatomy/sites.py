@@ -259,7 +259,8 @@ class Anatomy:
         stacks: in the order in which they run.
         sites: in network order.
         masks: by stack, block, and ``attention`` or ``cross_attention``.
-        unread: names of the stacks over words whose attentions take no mask of a known name.
+        unread: names of the stacks over words in which gates cannot learn what is padding: an
+            attention takes no mask of a known name, or not before the gates run.
         rowless: names of the stacks in which some tensors do not have the rows of the batch first:
             (T, B, d), as in Longformer, or all images of a batch behind each other.
         idle: paths of lists of layers that did not run on the inputs, with ``*`` for numbers.

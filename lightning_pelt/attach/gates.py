@@ -149,9 +149,10 @@ class _Maker:
         if where not in self.anatomy.masks:
             if pool == "masked" and site.stack in self.anatomy.unread:
                 raise ValueError(
-                    f"the gate at {site.path} cannot tell padding from words: no argument of the "
-                    f"attentions of {self.anatomy.model_type} is known as their mask. Use "
-                    "Gate(pool='token'), or Gate(pool='all') to count padding too"
+                    f"the gate at {site.path} cannot tell padding from words: the attentions of "
+                    f"the {site.stack} of {self.anatomy.model_type} have no mask of a known name, "
+                    "or not yet when the gate runs. Use Gate(pool='token'), or Gate(pool='all') to "
+                    "count padding too"
                 )
             return None
         packs = self.anatomy.stack(site.stack).causal and not over_encoder
