@@ -35,6 +35,11 @@ def is_causal(attention: Attention, *, words: int) -> bool:
 
 
 def _hides_later(seen: Tensor) -> bool:
-    """Whether later tokens are hidden from earlier ones that they see, and none the other way."""
+    """Whether later tokens are hidden from earlier ones that they see, and none the other way.
+
+    A token that is hidden from all tokens, and from itself, is padding.
+    """
+    real = seen.any(0)
+    seen = seen[real][:, real]
     later, earlier = seen.T & ~seen, seen & ~seen.T
     return bool(later.triu(1).any()) and not bool(earlier.triu(1).any())

@@ -12,6 +12,8 @@ from transformers import (
     Blip2ForConditionalGeneration,
     GitConfig,
     GitForCausalLM,
+    PegasusXConfig,
+    PegasusXModel,
     PreTrainedModel,
 )
 from zoo import build
@@ -69,6 +71,8 @@ LONG_PREFIX[:295, 295:] = False
         (FULL[:, :3], False),  # reduced keys
         (torch.cat([~FULL, FULL, ~FULL], 1), False),  # a block of words between its neighbours
         (torch.cat([FULL, FULL.tril(), ~FULL], 1), True),
+        (FULL & (torch.arange(6) < 4), False),  # a row that is padded to a block
+        (FULL.tril() & (torch.arange(6) < 4), True),
         (LONG_PREFIX.flip(0, 1), False),  # the first are registers, which see nobody else
     ],
 )
@@ -118,6 +122,26 @@ def test_stacks_have_different_names() -> None:
         ("vision", False),
         ("qformer", False),
         ("text", True),
+    ]
+
+
+def test_a_row_shorter_than_a_block_is_not_causal() -> None:
+    """PEGASUS-X pads rows to blocks of 512 tokens, behind the global tokens."""
+    config = PegasusXConfig(
+        vocab_size=100,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    assert (config.block_size, config.num_global_tokens) == (512, 32)
+    stacks = examine(PegasusXModel(config).eval()).stacks
+    assert [(stack.name, stack.causal) for stack in stacks] == [
+        ("encoder", False),
+        ("decoder", True),
     ]
 
 
