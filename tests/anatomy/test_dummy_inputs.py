@@ -48,6 +48,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "lxmert": {**WORDS, "visual_feats": (1, 3, 24), "visual_pos": (1, 3, 4)},
     "wav2vec2-bert": {"input_features": (1, 40, 160)},
     "wav2vec2": {"input_values": (1, 4000)},
+    # Its main input, ``inputs``, is another name of the waveform.
+    "speech-encoder-decoder": {"input_values": (1, 4000), "decoder_input_ids": (1, 7)},
     "clip": {**WORDS, "pixel_values": (1, 3, 64, 64)},
     "idefics": {
         **WORDS,
@@ -146,8 +148,13 @@ def test_every_part_runs(name: str) -> None:
     assert parts.keys() - ran <= NOT_CALLED.get(name, set())
 
 
-# OPT's decoder is called without the model around it, and a codec only makes waves of words.
-NOT_CALLED = {"blip-2": {"language_model.model"}, "musicgen": {"audio_encoder"}}
+# The decoders of OPT and mBART are called without the model around them, and a codec only makes
+# waves of words.
+NOT_CALLED = {
+    "blip-2": {"language_model.model"},
+    "musicgen": {"audio_encoder"},
+    "speech-encoder-decoder": {"decoder.model"},
+}
 
 
 def test_a_size_that_is_not_stated() -> None:

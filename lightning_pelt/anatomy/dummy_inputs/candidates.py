@@ -102,11 +102,16 @@ def _candidates(model: PreTrainedModel) -> Iterator[Candidate]:
     needed = known.intersection(part.required)
     others = [name for name in _vectors(model, part) if name not in known]
     vectors = {name: noise(1, COUNT, _width(part)) for name in others}
-    for chosen in combined:
-        if not needed <= chosen.keys():
+    demanded = {name: vectors[name] for name in others if name in part.required}
+    forms = [{**chosen, **vectors} for chosen in combined]
+    if len(demanded) < len(vectors):
+        # A main input may be another name of what is there (SpeechEncoderDecoderModel).
+        forms += [{**chosen, **demanded} for chosen in combined if chosen]
+    for form in forms:
+        if not needed <= form.keys():
             continue
         for beside in [*decoder_inputs(model)] or [{}]:
-            inputs = {**chosen, **vectors, **beside}
+            inputs = {**form, **beside}
             if has_placeholders(part, inputs):
                 yield Candidate(model, inputs, replaced=True)
             yield Candidate(model, inputs)
