@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,8 +13,10 @@ from lightning_pelt.anatomy import Anatomy
 from lightning_pelt.methods.base import Cost
 from lightning_pelt.plans.design_space.allocation import block_proportions
 from lightning_pelt.plans.design_space.patterns import Block
-from lightning_pelt.plans.design_space.solution import Allotment, Solution
+from lightning_pelt.plans.design_space.solution import FILLED_TOLERANCE, Allotment, Solution
 from lightning_pelt.plans.design_space.strategies import STRATEGIES, template
+
+log = logging.getLogger(__name__)
 
 SEARCH_STEPS = 4000  # of 1% up and down from a target that cannot be met
 
@@ -105,17 +108,22 @@ class Sizing:
         """Sizes for ``target`` parameters, which may still miss it.
 
         They are those of :meth:`solve` if these are within 5%. Otherwise, what is left of the
-        blocks' shares is carried from block to block, see :func:`fill`.
+        blocks' shares is carried from block to block, see :func:`fill`, and if more than 1% is
+        left then, one more step is added that exceeds the target by 1% at most.
         """
         solution = self.solve(target)
-        return solution if solution.within else fill(solution)
+        if solution.within:
+            return solution
+        filled = fill(solution)
+        more = () if filled.within else _one_more(filled)
+        return next((each for each in more if each.within), filled)
 
     def solve_within(self, target: int) -> Solution:
         """Sizes for ``target`` parameters, without the head and gates.
 
         They are those of :meth:`nearest`: within 5% of the target, or within 1% if leftovers had
         to be carried. Budgets whose sizes need no carrying keep these sizes, since plans hold
-        budgets, and saved weights have these sizes.
+        budgets, and saved weights have these sizes. The log says why more than 1% is missed.
 
         Raises:
             ValueError: no sizes are; the message gives the reason and the nearest budget that can
@@ -123,6 +131,12 @@ class Sizing:
         """
         solution = self.nearest(target)
         if solution.within:
+            if abs(solution.total - target) > FILLED_TOLERANCE * target:
+                log.info(
+                    "%s parameters on %s, %s of the budget of %s: %s",
+                    *(f"{solution.total:,}", self.anatomy.model_type),
+                    *(f"{solution.total / target:.1%}", f"{target:,}", _reason(solution)),
+                )
             return solution
         found = self._nearby(solution)
         remedy = (
@@ -174,6 +188,16 @@ def fill(solution: Solution) -> Solution:
             left -= unit
     blocks = tuple(replace(b, sizes=each) for b, each in zip(solution.blocks, sizes, strict=True))
     return replace(solution, blocks=blocks, filled=True)
+
+
+def _one_more(filled: Solution) -> Iterator[Solution]:
+    """``filled`` with one step more, the cheapest first, if it is not above its target."""
+    if filled.total > filled.target:
+        return
+    blocks = filled.blocks
+    for i, letter, _ in sorted(_steps(blocks, 1), key=lambda step: step[2]):
+        more = replace(blocks[i], sizes={**blocks[i].sizes, letter: blocks[i].sizes[letter] + 1})
+        yield replace(filled, blocks=(*blocks[:i], more, *blocks[i + 1 :]))
 
 
 def _steps(blocks: Sequence[Allotment], sign: int) -> Iterator[tuple[int, str, int]]:
