@@ -28,18 +28,20 @@ def log_left_out(plan: Plan, anatomy: Anatomy, placed: Sequence[Placed]) -> None
         reached = {(site.stack, site.block) for site in sites}
         if {block for _, block in reached} == {None}:  # outside the blocks alone
             continue
-        of, texts = groups[group], []
+        of, texts, count = groups[group], [], 0
         for each in anatomy.stacks:
             numbers = of.numbers(len(each.blocks)) if of.stack in (None, each.name) else []
             missing = [number for number in numbers if (each.name, number) not in reached]
             if missing and not _is_cross_only(sites):
+                count += len(missing)
                 all_of = " (all of them)" if len(missing) == len(numbers) > 1 else ""
                 texts.append(f"{ranges(missing)} of the {each.name}{all_of}")
         if texts:
             roles = ", ".join(dict.fromkeys(site.role for site in sites))
             log.warning(
-                "%s leaves out the blocks %s, which have no site of its kind (%s)",
-                *(method.name, "; ".join(texts), roles),
+                "%s leaves out %s %s, which %s no site of its kind (%s)",
+                *(method.name, "block" if count == 1 else "the blocks", "; ".join(texts)),
+                *("has" if count == 1 else "have", roles),
             )
 
 

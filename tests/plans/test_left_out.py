@@ -64,6 +64,13 @@ def test_blocks_keep_the_numbers_of_the_model() -> None:
             ],
         ),
         (Plan([Group([LoRA()], blocks=[1])]), []),
+        (
+            Plan([Group([LoRA()], blocks=[0, 1])]),
+            [
+                "lora leaves out block 0 of the decoder, which has no site of its kind "
+                "(attention.query, attention.value)"
+            ],
+        ),
     ],
 )
 def test_says_which(plan: Plan, messages: list[str], caplog: pytest.LogCaptureFixture) -> None:
