@@ -57,6 +57,7 @@ LLAMA = (
     "mlp.down_proj[mlp.gate_proj mlp.up_proj > mlp.down_proj]"
 )
 LANGUAGE = f"text (language_model.layers.*) causal 0-1: {LLAMA}"
+VIBE = {"hidden_size": 8, "num_filters": 4, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
 HEARING_PLACE = f"audio (audio_tower.layers.*) 0-1: {WHISPER}; {LANGUAGE}"
 OFF_INTERFACE = dict.fromkeys(("Prefix", "UniPELT"), "attention interface")
 MOONSHINE_STREAMING = f"encoder (encoder.layers.*) causal 0-1: {MLP}; {CAUSAL_DECODER}"
@@ -289,6 +290,36 @@ FAMILIES = [
         },
     ),
     Family(
+        "nemo_speechlm",
+        "nvidia/Nemotron-3.5-Transcribe",
+        # The diarisation, which is compared with a threshold, reaches no output.
+        place="audio_asr (audio_tower.asr_encoder.layers.*) 0-1: "
+        f"{MLP}; audio_diarization (audio_tower.diarization_model.model.audio_tower.layers.*) "
+        "0-1: -; text (language_model.layers.*) causal 0: -, 1: mixer, "
+        "2: mixer[q_proj k_proj v_proj > o_proj], 3: mixer",
+        options={
+            "audio_token_id": 120,
+            "audio_config": {
+                "asr_config": {"num_mel_bins": 16},
+                "diarization_config": {
+                    "audio_config": {"num_mel_bins": 16},
+                    "head_config": {"audio_hidden_size": 32, "hidden_size": 16},
+                },
+            },
+            "text_config": {
+                "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+                "num_hidden_layers": 4,
+                "mamba_num_heads": 4,
+                "mamba_head_dim": 16,
+                "n_groups": 1,
+                "ssm_state_size": 8,
+                "moe_shared_expert_intermediate_size": 32,
+                "chunk_size": 8,
+            },
+            "word_timestamp_config": {"vocab_size": 50, "blank_token_id": 49},
+        },
+    ),
+    Family(
         "nemotron3_5_asr",
         "nvidia/nemotron-3.5-asr-streaming-0.6b",
         place=STREAMING,
@@ -435,6 +466,31 @@ FAMILIES = [
         without={"LoRA": "'query'", **OFF_INTERFACE},
     ),
     Family(
+        "speech-encoder-decoder",
+        "facebook/wav2vec2-xls-r-300m-en-to-15",
+        place=WAV2VEC2.replace("encoder.layers", "encoder.encoder.layers")
+        + "; decoder (decoder.model.decoder.layers.*) causal 0-1: self_attn[q_proj k_proj v_proj > "
+        "out_proj] xencoder_attn[q_proj k_proj v_proj > out_proj] fc2[fc1 > fc2]",
+        options={
+            "encoder": {
+                "model_type": "wav2vec2",
+                **LARGE,
+                "add_adapter": True,
+                "output_hidden_size": 32,
+            },
+            "decoder": {
+                "model_type": "mbart",
+                "d_model": 32,
+                "decoder_layers": 2,
+                "decoder_attention_heads": 4,
+                "decoder_ffn_dim": 64,
+                "scale_embedding": True,
+                "classifier_dropout": 0.0,
+            },
+        },
+        auto="AutoModelForSpeechSeq2Seq",
+    ),
+    Family(
         "speech_to_text",
         "facebook/s2t-small-librispeech-asr",
         place=ENCODER_DECODER,
@@ -451,6 +507,20 @@ FAMILIES = [
         "microsoft/unispeech-sat-base-100h-libri-ft",
         place=WAV2VEC2,
         options=CONVOLUTIONS,
+    ),
+    Family(
+        "vibevoice_asr",
+        "microsoft/VibeVoice-ASR-HF",
+        place=f"decoder (language_model.layers.*) causal 0-1: {LLAMA}",
+        options={
+            "audio_token_id": 120,
+            "audio_bos_token_id": 118,
+            "audio_eos_token_id": 119,
+            "acoustic_tokenizer_chunk_size": 4000,
+            "acoustic_tokenizer_encoder_config": VIBE,
+            "semantic_tokenizer_encoder_config": VIBE,
+            "text_config": {"num_key_value_heads": 2},
+        },
     ),
     Family(
         "voxtral",

@@ -20,15 +20,22 @@ from lightning_pelt.anatomy.dummy_inputs import base_of, dummy_inputs, on
 from lightning_pelt.attach import CHILD, Attachment
 from lightning_pelt.testing import awaken, hook_counts
 
-METHODS: dict[str, Callable[[], Plan]] = {
+METHODS = ("LoRA", "Adapter", "Prefix", "UniPELT")
+WITHOUT_PREFIX = (
+    "UniPELT without a prefix"  # of families whose only reason against it is the prefix
+)
+PLANS: dict[str, Callable[[], Plan]] = {
     "LoRA": lambda: Plan.uniform(LoRA()),
-    "Adapter": lambda: Plan.uniform(Adapter(reduction_factor=2, activation="gelu")),
+    "Adapter": lambda: Plan.uniform(_adapter()),
     "Prefix": lambda: Plan.uniform(Prefix(length=4, mlp=16)),
-    "UniPELT": lambda: UniPELT(
-        [Adapter(reduction_factor=2, activation="gelu"), Prefix(length=4, mlp=16), LoRA()]
-    ),
+    "UniPELT": lambda: UniPELT([_adapter(), Prefix(length=4, mlp=16), LoRA()]),
+    WITHOUT_PREFIX: lambda: UniPELT([_adapter(), LoRA()]),
 }
 CLOSE = 2e-4  # of outputs of the same tokens in other shapes, times the largest output
+
+
+def _adapter() -> Adapter:
+    return Adapter(reduction_factor=2, activation="gelu")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def judge(family: Family, method: str) -> Verdict:
     Raises:
         AssertionError: the method attaches and does not hold what it should.
     """
-    model, plan = family.build(), METHODS[method]()
+    model, plan = family.build(), PLANS[method]()
     with suppress(Exception):  # transformers adds hooks in the first forward of some
         _run(model, _inputs(family, model))
     before = _everything(model)
@@ -107,6 +114,18 @@ def judge(family: Family, method: str) -> Verdict:
     assert after == before, "a detached model is not as it was"
     assert torch.equal(_run(model, inputs), base), "a detached model computes something else"
     return Verdict(True, examples=examples)
+
+
+def judge_all(family: Family) -> dict[str, Verdict]:
+    """The verdict on every method, and on UniPELT without a prefix if the prefix is against it.
+
+    Raises:
+        AssertionError: as :func:`judge`.
+    """
+    found = {method: judge(family, method) for method in METHODS}
+    if [name for name, each in found.items() if not each.takes] == ["Prefix", "UniPELT"]:
+        found[WITHOUT_PREFIX] = judge(family, WITHOUT_PREFIX)
+    return found
 
 
 def _inputs(family: Family, model: PreTrainedModel) -> dict[str, Any]:
@@ -233,7 +252,7 @@ def _loss(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     """A number that every output of a forward changes."""
     torch.manual_seed(0)
     result = model(**inputs)
-    values = list(result.values()) if hasattr(result, "values") else result
+    values = list(result.values()) if isinstance(result, Mapping) else result
     finite = [torch.nan_to_num(tensor, 0.0, 0.0, 0.0) for tensor in _tensors(values)]
     return torch.stack([tensor.square().sum() for tensor in finite if tensor.requires_grad]).sum()
 

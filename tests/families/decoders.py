@@ -39,6 +39,26 @@ LATENT_SIZES = {
     "v_head_dim": 8,
     "head_dim": 4,
 }
+# Bytes and patches attend to each other; nothing follows from the entropy model but the patches.
+BLT = (
+    f"patcher (patcher.layers.*) causal 0-1: -; local_encoder (local_encoder.layers.*) causal 0: "
+    f"{QKVO} {GATED}; local_encoder_cross_attn (local_encoder.cross_attn_layers.*) causal 0: "
+    "x/local_encoder.cross_attn_layers.0[q_proj k_proj v_proj > o_proj]; "
+    f"global (global_transformer.layers.*) causal 0-1: {QKVO} {GATED}; "
+    "local_decoder_cross_attn (local_decoder.cross_attn_layers.*) causal "
+    "0: x/local_decoder.cross_attn_layers.0[q_proj k_proj v_proj > o_proj], "
+    "1: x/local_decoder.cross_attn_layers.1[q_proj k_proj v_proj > o_proj]; "
+    f"local_decoder (local_decoder.layers.*) causal 0-1: {QKVO} {GATED}"
+)
+BLT_PART = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 64,
+    "head_dim": 8,
+}
 NO_PREFIX = dict.fromkeys(("Prefix", "UniPELT"), "attention interface")
 
 FAMILIES = [
@@ -55,6 +75,19 @@ FAMILIES = [
     Family("biogpt", "microsoft/biogpt", place=FAIRSEQ),
     Family("bitnet", "microsoft/bitnet-b1.58-2B-4T", place=LLAMA),
     Family("bloom", "bigscience/bloom-560m", place=BLOOM, without=NO_PREFIX),
+    Family(
+        "blt",
+        "itazap/blt-1b-hf",
+        place=BLT,
+        options={
+            "encoder_hash_byte_group_vocab": 50,
+            "num_hidden_layers": 2,  # of a cache
+            "patcher_config": BLT_PART,
+            "encoder_config": {**BLT_PART, "hidden_size_global": 64, "num_hidden_layers": 1},
+            "decoder_config": {**BLT_PART, "hidden_size_global": 64},
+            "global_config": {**BLT_PART, "hidden_size": 64, "head_dim": 16},
+        },
+    ),
     Family(
         "codegen",
         "Salesforce/codegen-350M-mono",
@@ -112,6 +145,22 @@ FAMILIES = [
         },
     ),
     Family("ernie4_5", "baidu/ERNIE-4.5-0.3B-PT", place=LLAMA),
+    Family(
+        "exaone",
+        "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct",
+        place=LLAMA,
+        options={
+            "num_key_value_heads": 2,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_theta": 1e6,
+            },
+        },
+    ),
     Family(
         "exaone4",
         "LGAI-EXAONE/EXAONE-4.0-32B",
@@ -203,6 +252,7 @@ FAMILIES = [
     ),
     Family("glm", "zai-org/glm-4-9b-chat-hf", place=LLAMA.replace(GATED, FUSED_GATED)),
     Family("glm4", "zai-org/GLM-4-9B-0414", place=LLAMA.replace(GATED, FUSED_GATED)),
+    Family("gpt-sw3", "AI-Sweden-Models/gpt-sw3-126m", place=GPT),
     Family("gpt2", "openai-community/gpt2", place=GPT),
     Family("gpt_bigcode", "bigcode/gpt_bigcode-santacoder", place=GPT),
     Family(
@@ -251,6 +301,16 @@ FAMILIES = [
         options={"head_dim": 8, "num_key_value_heads": 2},
     ),
     Family("hyperclovax", "naver-hyperclovax/HyperCLOVAX-SEED-Think-14B", place=LLAMA),
+    Family(
+        "internlm3",
+        "internlm/internlm3-8b-instruct",
+        place=LLAMA,
+        options={
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 6.0, "rope_theta": 5e7},
+        },
+    ),
+    Family("iquestcoder", "IQuestLab/IQuest-Coder-V1-40B-Instruct", place=LLAMA),
     Family("jais2", "inceptionai/Jais-2-8B-Chat", place=UNGATED),
     Family("llama", "meta-llama/Llama-2-7b-hf", place=LLAMA),
     Family(
@@ -287,6 +347,7 @@ FAMILIES = [
         "mlp.Wo[mlp.Wi > mlp.Wo]",
         options=FULL_WINDOW,
     ),
+    Family("molmo2_text", "allenai/Molmo2-8B", place=LLAMA),
     Family(
         "mpt",
         "mosaicml/mpt-7b",

@@ -185,6 +185,18 @@ FAMILIES = [
         "ffn.lin2[ffn.lin1 > ffn.lin2]",
         options={"hidden_dim": 64},
     ),
+    Family(
+        "dpr",
+        "facebook/dpr-question_encoder-single-nq-base",
+        BERT.replace("encoder.layer", "question_encoder.bert_model.encoder.layer"),
+    ),
+    Family(
+        "dpr",
+        "facebook/dpr-reader-single-nq-base",
+        BERT.replace("encoder.layer", "span_predictor.encoder.bert_model.encoder.layer"),
+        auto="DPRReader",
+        name="dpr-reader",
+    ),
     Family("electra", "google/electra-small-discriminator", BERT, {"embedding_size": 16}),
     Family(
         "embedding_gemma2_text",
@@ -220,6 +232,13 @@ FAMILIES = [
         "flaubert/flaubert_base_cased",
         place=XLM,
         without=NO_FFN,
+    ),
+    Family(
+        "fnet",
+        "google/fnet-base",
+        place="encoder (encoder.layer.*) causal 0-1: "
+        "output.dense[intermediate.dense > output.dense]",
+        without=NO_QUERY,
     ),
     Family(
         "funnel",

@@ -1,5 +1,7 @@
 """Decoders of text whose blocks mix attention with mamba, linear attention or convolution."""
 
+import torch
+
 from families.family import Family
 
 QKVO = "self_attn[q_proj k_proj v_proj > o_proj]"
@@ -132,6 +134,21 @@ FAMILIES = [
             "attn_layer_offset": 2,
             "mamba_dt_rank": "auto",
         },
+    ),
+    Family(
+        "jev",
+        "autotrust/JEV-9B",
+        place=f"decoder (model.layers.*) causal 0: {MLP}, 1: {QKVO} {MLP}",
+        options={
+            "text_config": {**DELTA_NET, "layer_types": ["linear_attention", "full_attention"]}
+        },
+        inputs=lambda model: {
+            "input_ids": torch.tensor([[5, 17, 40, 9, 31, 22, 60, 14]]),
+            "marks": torch.tensor([[3, 8]]),
+            "num_options": torch.tensor([[2, 2]]),
+            "question_type_ids": torch.tensor([[0, 0]]),
+        },
+        auto="JevForDecision",
     ),
     Family(
         "kimi_linear",

@@ -422,6 +422,13 @@ FAMILIES = [
     ),
     Family("qwen2_moe", "Qwen/Qwen1.5-MoE-A2.7B", place=SPARSE),
     Family("qwen3_moe", "Qwen/Qwen3-30B-A3B-Base", place=SPARSE, options={"norm_topk_prob": True}),
+    Family(
+        "sarvam_mla",
+        "sarvamai/sarvam-105b",
+        place=LATENT_FIRST_DENSE.replace("q_b_proj", "q_proj"),
+        options={**LATENT_SIZES, "q_lora_rank": None, "num_key_value_heads": 4},
+    ),
+    Family("sarvam_moe", "sarvamai/sarvam-30b", place=FIRST_DENSE),
     Family("solar_open", "upstage/Solar-Open-100B", place=SPARSE),
     Family(
         "zaya",

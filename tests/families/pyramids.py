@@ -71,6 +71,13 @@ FAMILIES = [
         without=OFF_INTERFACE,
     ),
     Family(
+        "focalnet",
+        "microsoft/focalnet-tiny",
+        place="encoder (encoder.stages.*.layers.*) 0-3: mlp.fc2[mlp.fc1 > mlp.fc2]",
+        options={"image_size": 64, "embed_dim": 16, "depths": [2, 2], **BACKBONE},
+        without={"LoRA": "query", "Prefix": "interface", "UniPELT": "interface"},
+    ),
+    Family(
         "glpn",
         "vinvino02/glpn-kitti",
         place="encoder (encoder.block.*.*) 0-3: "

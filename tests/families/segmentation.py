@@ -205,6 +205,14 @@ FAMILIES = [
         auto=SEGMENTATION,
     ),
     Family(
+        "pp_ocrv5_mobile_rec",
+        "PaddlePaddle/PP-OCRv5_mobile_rec_safetensors",
+        without=IN_THE_HEAD,
+        options={"head_out_channels": 16},
+        inputs=text_line,
+        auto="AutoModelForTextRecognition",
+    ),
+    Family(
         "pp_ocrv5_server_rec",
         "PaddlePaddle/PP-OCRv5_server_rec_safetensors",
         without=IN_THE_HEAD,

@@ -7,6 +7,9 @@ QKVO = "[q_proj k_proj v_proj > out_proj]"
 FC = "fc2[fc1 > fc2]"
 DECODER = f"decoder (decoder.layers.*) causal 0-1: self_attn{QKVO} xencoder_attn{QKVO} {FC}"
 BART = f"encoder (encoder.layers.*) 0-1: self_attn{QKVO} {FC}; {DECODER}"
+BERT_SELF = "attention.self[query key value > attention.output.dense]"
+BERT_CROSS = "crossattention.self[query key value > crossattention.output.dense]"
+BERT_FFN = "output.dense[intermediate.dense > output.dense]"
 LONGFORMER = (
     "encoder (encoder.layers.*) 0-1: self_attn.longformer_self_attn[query key value > "
     f"self_attn.output] {FC}; {DECODER}"
@@ -73,6 +76,40 @@ FAMILIES = [
     Family("blenderbot", "facebook/blenderbot-400M-distill", BART, {"scale_embedding": True}),
     Family("blenderbot-small", "facebook/blenderbot_small-90M", BART, {"scale_embedding": True}),
     Family(
+        "encoder-decoder",
+        "google/bert2bert_L-24_wmt_de_en",
+        place=f"encoder (encoder.encoder.layer.*) 0-1: {BERT_SELF} {BERT_FFN}; decoder "
+        f"(decoder.bert.encoder.layer.*) causal 0-1: {BERT_SELF} x{BERT_CROSS} {BERT_FFN}",
+        options={
+            "encoder": {"model_type": "bert-generation"},
+            "decoder": {
+                "model_type": "bert-generation",
+                "is_decoder": True,
+                "add_cross_attention": True,
+            },
+        },
+        auto="AutoModelForSeq2SeqLM",
+    ),
+    Family(
+        "encoder-decoder",
+        "patrickvonplaten/bert2gpt2-cnn_dailymail-fp16",
+        place=f"encoder (encoder.encoder.layer.*) 0-1: {BERT_SELF} {BERT_FFN}; decoder "
+        "(decoder.transformer.h.*) causal 0-1: attn[c_attn > c_proj] "
+        "xcrossattention[q_attn c_attn > c_proj] mlp.c_proj[mlp.c_fc > mlp.c_proj]",
+        options={
+            "decoder": {
+                "model_type": "gpt2",
+                "n_embd": 32,
+                "n_head": 4,
+                "n_layer": 2,
+                "n_positions": 64,
+                "add_cross_attention": True,
+            }
+        },
+        auto="AutoModelForSeq2SeqLM",
+        name="bert2gpt2",
+    ),
+    Family(
         "fsmt",
         "facebook/wmt19-en-de",
         BART,
@@ -125,7 +162,6 @@ FAMILIES = [
         "google/pegasus-x-base",
         BART,
         {"activation_function": "relu", "block_size": 4, "num_global_tokens": 3},
-        without={"UniPELT": "a gate pools over"},
     ),
     Family("plbart", "uclanlp/plbart-base", BART),
     Family(

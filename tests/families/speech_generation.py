@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from families._inputs_audio import WORDS, noise
+from families.audio import CONVOLUTIONS, VIBE
 from families.family import Family
 
 CODES = torch.arange(3, 3 + 8)[None, :, None]
@@ -343,6 +344,25 @@ FAMILIES = [
         name="speecht5-tts",
     ),
     Family(
+        "vibevoice",
+        "vibevoice/VibeVoice-1.5B-hf",
+        place=f"decoder (model.language_model.layers.*) causal 0-1: {LLAMA}",
+        options={
+            "audio_token_id": 120,
+            "audio_bos_token_id": 118,
+            "audio_eos_token_id": 119,
+            "vocab_size": 128,
+            "audio_config": VIBE,
+            "semantic_model_config": VIBE,
+            "diffusion_head_config": {
+                "latent_size": 8,
+                "num_hidden_layers": 1,
+                "frequency_embedding_size": 16,
+            },
+            "text_config": {"num_key_value_heads": 2},
+        },
+    ),
+    Family(
         "vits",
         "facebook/mms-tts-eng",
         place="encoder (text_encoder.encoder.layers.*) 0-1: "
@@ -356,6 +376,22 @@ FAMILIES = [
         "swiss-ai/wavtokenizer-large-unify-40token",
         options={"codebook_dim": 32, "codebook_size": 32, "num_filters": 4},
         without=dict.fromkeys(EVERY, "no attention found"),
+    ),
+    Family(
+        "xcodec",
+        "Manel/X-Codec",
+        options={
+            "codebook_size": 16,
+            "codebook_dim": 48,
+            "acoustic_model_config": {
+                "encoder_hidden_size": 4,
+                "decoder_hidden_size": 32,
+                "hidden_size": 16,
+                "codebook_size": 16,
+            },
+            "semantic_model_config": CONVOLUTIONS,
+        },
+        without=dict.fromkeys(EVERY, "run without gradients"),
     ),
     Family(
         "xcodec2",

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import transformers
 
 from families.catalogue import KINDS, families
-from families.check import METHODS, Verdict, judge, place_of
+from families.check import METHODS, WITHOUT_PREFIX, Verdict, judge_all, place_of
 from families.family import Family
+from families.left_out import LEFT_OUT
 
 HEADER = (
     f"| Family | Checkpoint | {' | '.join(METHODS)} | Why not |\n|{'---|' * (3 + len(METHODS))}"
@@ -36,8 +37,7 @@ def examined(family: Family) -> Row:
     try:
         place = place_of(family)
         assert place == family.place, f"found {place}, expected {family.place}"
-        for method in METHODS:
-            verdicts[method] = judge(family, method)
+        verdicts = judge_all(family)
     except Exception as error:
         return Row(family.label, verdicts, f"{type(error).__name__}: {error}")
     return Row(family.label, verdicts)
@@ -50,25 +50,30 @@ def markdown(rows: Iterable[Row]) -> str:
     for kind, entries in families().items():
         lines += [f"\n## {kind}\n", HEADER]
         lines += [_line(family, found[family.label]) for family in entries]
+    lines += ["\n## Types that are not listed\n"]
+    lines += [f"- {reason}: {', '.join(sorted(names))}" for reason, names in LEFT_OUT.items()]
     return "\n".join(lines) + "\n"
 
 
 def _head(rows: list[Row]) -> str:
     counts = ", ".join(f"{method} {sum(_takes(row, method) for row in rows)}" for method in METHODS)
     every = sum(all(_takes(row, method) for method in METHODS) for row in rows)
+    without = sum(_takes(row, WITHOUT_PREFIX) for row in rows)
     return HEAD.format(
         version=transformers.__version__,
         entries=len(rows),
         kinds=len(KINDS),
         counts=counts,
         every=every,
+        without=without,
     )
 
 
 HEAD = """# Families of transformers
 
 Printed by `python -m families` in `tests/`, with transformers {version}. {entries} entries in
-{kinds} kinds; {counts}; all four: {every}.
+{kinds} kinds; {counts}; all four: {every}, and all but the
+prefix: {without}.
 
 Every entry is a tiny random model with the options of the checkpoint beside it. *Yes* means:
 
@@ -80,8 +85,8 @@ Every entry is a tiny random model with the options of the checkpoint beside it.
 - `detach` leaves the model as it was, and it computes the same, bit for bit.
 
 *Yes, with inputs* means that `attach` needs `example_inputs=`. UniPELT is here an adapter, a prefix
-and LoRA; where the prefix alone is the reason against it, use
-`UniPELT(methods=[Adapter(), LoRA()])`."""
+and LoRA; *without a prefix* is `UniPELT(methods=[Adapter(), LoRA()])`, checked in the same way,
+where the prefix is the only reason against all three."""
 
 
 def _takes(row: Row, method: str) -> bool:
@@ -94,6 +99,8 @@ def _line(family: Family, row: Row) -> str:
         cells, why = ["fault"] * len(METHODS), row.fault
     else:
         cells = [_cell(row.verdicts[method]) for method in METHODS]
+        if _takes(row, WITHOUT_PREFIX):
+            cells[-1] = "without a prefix"
         why = "; ".join(dict.fromkeys(family.without.values()))
     checkpoint = family.checkpoint.replace("|", " ")
     return f"| {family.label} | {checkpoint} | {' | '.join(cells)} | {why.replace('|', ' ')} |"

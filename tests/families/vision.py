@@ -99,6 +99,9 @@ FAMILIES = [
         + MLP,
         options={"image_size": [56, 56]},
     ),
+    Family(
+        "mlcd", "DeepGlint-AI/mlcd-vit-bigG-patch14-336", CLIP, {"image_size": 56, "patch_size": 14}
+    ),
     Family("mlcd_vision_model", "DeepGlint-AI/mlcd-vit-bigG-patch14-336", CLIP, {"image_size": 56}),
     Family(
         "perceiver",
@@ -158,6 +161,27 @@ FAMILIES = [
             "window_size": 2,
             "use_relative_position_embeddings": True,
         },
+        without=OFF_INTERFACE,
+    ),
+    Family(
+        "vitmatte",
+        "hustvl/vitmatte-small-composition-1k",
+        place=f"encoder (backbone.encoder.layer.*) 0-1: attention[qkv > proj] {MLP}",
+        options={
+            "hidden_size": 32,
+            "backbone_config": {
+                **SMALL,
+                **BACKBONE,
+                "num_channels": 4,
+                "window_size": 2,
+                "window_block_indices": [0],
+                "residual_block_indices": [1],
+                "use_relative_position_embeddings": True,
+            },
+            "convstream_hidden_sizes": [8, 8, 8],
+            "fusion_hidden_sizes": [16, 8, 8, 8],
+        },
+        auto="AutoModelForImageMatting",
         without=OFF_INTERFACE,
     ),
 ]

@@ -33,6 +33,35 @@ from families.family import Family
 
 FAMILIES = [
     Family(
+        "apertus1p5",
+        "swiss-ai/Apertus-v1.5-8B",
+        # Images and sounds become words before the model.
+        place="decoder (language_model.layers.*) causal 0-1: "
+        f"{SELF} mlp.down_proj[mlp.up_proj > mlp.down_proj]",
+        options={
+            "image_token_id": 120,
+            "audio_token_id": 121,
+            "image_token_offset": 20,
+            "audio_token_offset": 36,
+            "vision_config": {
+                "base_channels": 32,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "codebook_size": 16,
+                "channel_multiplier": [1, 1, 1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+            },
+            "audio_config": {
+                "codebook_dim": 32,
+                "codebook_size": 16,
+                "num_filters": 4,
+                "upsampling_ratios": [2, 2],
+                "num_lstm_layers": 1,
+            },
+        },
+    ),
+    Family(
         "aria",
         "rhymes-ai/Aria",
         f"{VISION}; text (language_model.layers.*) causal 0-1: {SELF} mlp",
@@ -473,7 +502,7 @@ FAMILIES = [
                 "num_embeddings": 16,
                 "latent_channels": 16,
                 "base_channels": 32,
-                "channel_multiplier": [1, 1],
+                "channel_multiplier": [1, 1, 1, 1],
                 "num_res_blocks": 1,
                 "num_patches": 4,
                 "image_token_embed_dim": 32,
