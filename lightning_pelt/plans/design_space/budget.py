@@ -133,7 +133,8 @@ class Sizing:
         if solution.within:
             if abs(solution.total - target) > FILLED_TOLERANCE * target:
                 log.info(
-                    "%s parameters on %s, %s of the budget of %s: %s",
+                    "%s parameters on %s, %s of the budget of %s. Leftovers are carried between "
+                    "blocks only if more than 5%% of the budget is missed. Here, %s",
                     *(f"{solution.total:,}", self.anatomy.model_type),
                     *(f"{solution.total / target:.1%}", f"{target:,}", _reason(solution)),
                 )

@@ -225,9 +225,10 @@ def _check_strategies(strategies: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_budget(budget: float) -> float:
-    if not 0 < budget < float("inf") or (budget >= 1 and budget != int(budget)):
+    is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if not is_number or not 0 < budget < float("inf") or (budget >= 1 and budget != int(budget)):
         raise ValueError(
-            f"budget={budget} is not a number of parameters: give a share of the backbone between "
-            "0 and 1, such as 0.005, or a whole number"
+            f"budget={budget!r} is not a number of parameters: give a share of the backbone "
+            "between 0 and 1, such as 0.005, or a whole number"
         )
     return budget if budget < 1 else int(budget)

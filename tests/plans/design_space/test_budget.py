@@ -136,7 +136,8 @@ def test_the_log_says_why_more_than_1_percent_is_missed(
     problem.solve_within(12 * 256)
     assert not caplog.text
     problem.solve_within(12 * 132)
-    assert "1,536 parameters on bert, 97.0% of the budget of 1,584: sizes are whole" in caplog.text
+    assert "1,536 parameters on bert, 97.0% of the budget of 1,584. Leftovers" in caplog.text
+    assert "Here, sizes are whole numbers, and one step in block 0" in caplog.text
 
 
 FAMILIES = ["bert", "deberta", "gpt2", "falcon-new", "llama", "mixtral", "deepseek_v3", "t5"]

@@ -261,6 +261,8 @@ def test_a_share_needs_the_size_of_the_backbone(bert: Anatomy) -> None:
         ({"strategies": []}, "no group has a method"),
         ({"strategies": ["", ""]}, "no group has a method"),
         ({"strategies": ["A"], "budget": 0}, "budget=0 is not a number of parameters"),
+        ({"strategies": ["A"], "budget": "0.2%"}, "budget='0.2%' is not a number of parameters"),
+        ({"strategies": ["A"], "budget": True}, "budget=True is not a number of parameters"),
         ({"strategies": ["A"], "budget": -0.1}, r"budget=-0\.1 is not a number"),
         ({"strategies": ["A"], "budget": 1.5}, r"budget=1\.5 is not a number"),
         ({"strategies": ["A"], "budget": float("nan")}, "budget=nan is not a number"),
