@@ -84,8 +84,7 @@ FAMILIES = [
     Family(
         "udop",
         "microsoft/udop-large",
-        # The mask of its page lets the encoder count as causal, which is safe.
-        "encoder (encoder.block.*) causal 0-1: layer.0.SelfAttention[q k v > o] "
+        "encoder (encoder.block.*) 0-1: layer.0.SelfAttention[q k v > o] "
         "layer.1.DenseReluDense.wo[layer.1.DenseReluDense.wi > "
         "layer.1.DenseReluDense.wo]; decoder (decoder.block.*) causal 0-1: "
         "layer.0.SelfAttention[q k v > o] xlayer.1.EncDecAttention[q k v > o] "
