@@ -53,4 +53,4 @@ def test_every_other_type_of_transformers_has_a_reason() -> None:
 
 def test_the_page_has_every_entry() -> None:
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| (?:yes|no)", PAGE.read_text("utf-8"), re.M)
-    assert Counter(rows) == Counter(FAMILIES)
+    assert sorted(rows) == sorted(FAMILIES)
