@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,16 @@ import transformers
 from jsonargparse import ArgumentParser
 from tabulate import tabulate
 
-from lightning_pelt.benchmark.measure import DISTURBED, PlanCost, Ratio, Worker, measure
+from lightning_pelt.benchmark.contestants import (
+    Contestant,
+    OwnPlan,
+    PeerMethod,
+    Worker,
+    peers_of,
+)
+from lightning_pelt.benchmark.measure import DISTURBED, PlanCost, Ratio, measure, reference_of
 from lightning_pelt.benchmark.monitor import monitor_share
-from lightning_pelt.benchmark.plans import APL, FLOOR, FULL, PLANS, REFERENCES
+from lightning_pelt.benchmark.plans import APL, FLOOR, FULL, PLANS
 from lightning_pelt.benchmark.timing import Setting
 from lightning_pelt.utils.errors import unknown
 
@@ -35,6 +44,13 @@ def parser() -> ArgumentParser:
     options.add_argument(
         "--monitor-every", type=int, default=10, help="every_n_steps of the GateMonitor"
     )
+    options.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PYTHON",
+        help="also measure the same methods of PEFT and AdapterHub, in the environments of these "
+        "Pythons; without one, in this environment",
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     return options
 
@@ -48,9 +64,19 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
             options.error(str(unknown("plan", name, PLANS)))
     setting = Setting(**{field.name: given[field.name] for field in fields(Setting)})
     names = list(dict.fromkeys([FLOOR, FULL, *given.plans]))
-    costs = measure(names, setting, rounds=given.rounds, steps=given.steps)
+    starts: dict[str, Callable[[], Contestant]] = {n: partial(OwnPlan, n, setting) for n in names}
+    libraries: list[str] = []
+    if given.peers is not None:
+        try:
+            found, libraries = peers(names, setting, given.peers or [sys.executable])
+        except (OSError, ValueError) as error:
+            options.error(str(error))
+        starts |= found
+    failures: list[str] = []
+    costs = measure(starts, rounds=given.rounds, steps=given.steps, failed=failures.append)
     print(heading(setting, given.rounds, given.steps), table(costs), sep="\n")
     print(*comparisons(costs), *load_note(costs, given.rounds), sep="\n")
+    print(*libraries, *(f"not measured: {reason}" for reason in failures), sep="\n")
     figures: dict[str, Any] = {
         "setting": asdict(setting),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -64,6 +90,28 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
+
+
+def peers(
+    names: Sequence[str], setting: Setting, pythons: Sequence[str]
+) -> tuple[dict[str, Callable[[], Contestant]], list[str]]:
+    """The methods of other libraries that match plans, and a line for each environment.
+
+    A library is measured in the first environment that has it.
+
+    Raises:
+        OSError, ValueError: an environment cannot run the benchmark.
+    """
+    starts: dict[str, Callable[[], Contestant]] = {}
+    lines = []
+    for python in pythons:
+        listed = peers_of(python)
+        for library, methods in listed.items():
+            keys = {n: f"{library.split()[0]}:{n}" for n in names if n in methods}
+            for key in keys.values():
+                starts.setdefault(key, partial(PeerMethod, key, setting, python=python))
+        lines.append(f"{python}: {', '.join(listed) or 'neither peft nor adapters is installed'}")
+    return starts, lines
 
 
 def heading(setting: Setting, rounds: int, steps: int) -> str:
@@ -101,8 +149,8 @@ def _interval(ratio: Ratio) -> str:
 def comparisons(costs: dict[str, PlanCost]) -> list[str]:
     """Time and memory of each plan that has a reference, over those of the reference."""
     return [
-        f"{'' if index else chr(10)}{name} / {REFERENCES[name]}: time {_interval(ratio)}, "
-        f"min {ratio.least:.3f}; memory {cost.memory / costs[REFERENCES[name]].memory:.3f}"
+        f"{'' if index else chr(10)}{name} / {reference_of(name)}: time {_interval(ratio)}, "
+        f"min {ratio.least:.3f}; memory {cost.memory / costs[reference_of(name)].memory:.3f}"
         for index, (name, cost, ratio) in enumerate(
             (name, cost, cost.reference) for name, cost in costs.items() if cost.reference
         )

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from lightning_pelt.benchmark.contestants import Contestant
 from lightning_pelt.benchmark.plans import FLOOR, FULL, REFERENCES
-from lightning_pelt.benchmark.timing import Setting, StepTime, TimedTraining, return_freed_memory
+from lightning_pelt.benchmark.timing import StepTime
 
 DISTURBED = 0.15  # cores used by other processes
 MIN_ROUNDS = 3  # undisturbed rounds that are needed to leave out the others
 WARM_UP = 2
-MEMORY_STEPS = 4
-
-Result = TypeVar("Result")
-_training: TimedTraining | None = None  # the plan of this worker process
 
 
 @dataclass(frozen=True)
@@ -68,86 +61,57 @@ class PlanCost:
     all_rounds: bool
 
 
-class Worker:
-    """A separate process that runs functions one after another."""
-
-    def __init__(self) -> None:
-        # Forked from a server that has imported everything and run nothing: processes start fast
-        # and in the same state. A fork of this process would inherit its threads and peak memory.
-        method = "spawn" if sys.platform == "win32" else "forkserver"
-        context = multiprocessing.get_context(method)
-        context.set_forkserver_preload(["lightning_pelt.benchmark.timing"])
-        self._pool = ProcessPoolExecutor(1, mp_context=context)
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def run(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        return self._pool.submit(function, *args, **kwargs).result()
-
-
-def _build(name: str, setting: Setting) -> None:
-    global _training
-    _training = TimedTraining(name, setting)
-
-
-def _time_steps(steps: int) -> StepTime:
-    assert _training is not None
-    return _training.time_steps(steps)
-
-
-def _memory(name: str, setting: Setting) -> int:
-    return_freed_memory()
-    training = TimedTraining(name, setting)
-    training.time_steps(MEMORY_STEPS)
-    return training.memory_over_idle()
-
-
 def measure(
-    names: Sequence[str], setting: Setting, *, rounds: int, steps: int = 2, seed: int = 0
+    starts: Mapping[str, Callable[[], Contestant]],
+    *,
+    rounds: int,
+    steps: int = 2,
+    seed: int = 0,
+    failed: Callable[[str], None] = print,
 ) -> dict[str, PlanCost]:
     """Measure plans in shuffled order, ``steps`` steps of each plan in every round.
 
     Two additional rounds at the start warm up. Memory is measured first, in separate processes.
 
     Args:
-        names: plans, among them both baselines.
-        setting: the model and its batches.
+        starts: what starts the process of each plan, by name; among them both baselines.
         rounds: measurements of each plan.
         steps: training steps of a measurement.
         seed: of the order.
+        failed: is called with the reason if another library cannot train its method, which is then
+            left out.
     """
     order = random.Random(seed)
-    times: dict[str, list[StepTime]] = {name: [] for name in names}
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(names) * (2 + WARM_UP + rounds), leave=False))
+        bar = stack.enter_context(tqdm(total=len(starts) * (2 + WARM_UP + rounds), leave=False))
         memory = {}
-        for name in names:
+        for name, start in starts.items():
             bar.set_description(f"memory of {name}")
-            with Worker() as worker:
-                memory[name] = worker.run(_memory, name, setting)
+            with start() as contestant:
+                try:
+                    memory[name] = contestant.memory()
+                except RuntimeError as error:
+                    failed(str(error))
             bar.update()
-        workers = {name: stack.enter_context(Worker()) for name in names}
-        for name, worker in workers.items():
+        running = {name: stack.enter_context(starts[name]()) for name in memory}
+        times: dict[str, list[StepTime]] = {name: [] for name in running}
+        for name, contestant in running.items():
             bar.set_description(f"building {name}")
-            worker.run(_build, name, setting)
+            contestant.build()
             bar.update()
         for number in range(WARM_UP + rounds):
-            for name in order.sample(list(names), len(names)):
+            for name in order.sample(list(running), len(running)):
                 bar.set_description(f"round {number}: {name}")
-                times[name].append(workers[name].run(_time_steps, steps))
+                times[name].append(running[name].time_steps(steps))
                 bar.update()
     counted = {name: measured[WARM_UP:] for name, measured in times.items()}
-    return {name: plan_cost(counted, name, memory[name]) for name in names}
+    return {name: plan_cost(counted, name, memory[name]) for name in running}
 
 
 def plan_cost(times: dict[str, list[StepTime]], name: str, memory: int = 0) -> PlanCost:
     """The cost of one plan, from the times of all plans; index i is round i in every list."""
     own = times[name]
-    reference = times.get(REFERENCES.get(name, ""), own)
+    reference = times.get(reference_of(name), own)
     undisturbed = [
         [i for i, pair in enumerate(zip(own, other, strict=True)) if not any(map(disturbed, pair))]
         for other in (times[FLOOR], times[FULL], reference)
@@ -166,6 +130,12 @@ def plan_cost(times: dict[str, list[StepTime]], name: str, memory: int = 0) -> P
         disturbed=sum(map(disturbed, own)),
         all_rounds=all_rounds,
     )
+
+
+def reference_of(name: str) -> str:
+    """The plan that a plan is compared with; empty for none. ``peft:lora`` has ``lora``."""
+    _, _, method = name.partition(":")
+    return method or REFERENCES.get(name, "")
 
 
 def disturbed(time: StepTime) -> bool:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import nn
+from transformers import BertForSequenceClassification
+
+from lightning_pelt.attach import attach
+from lightning_pelt.benchmark.timing import Prepare, frozen_floor
 from lightning_pelt.methods import (
     IA3,
     XPEFT,
@@ -55,3 +60,20 @@ REFERENCES = {
 
 def _dense(*sites: str) -> Adapter:
     return Adapter(reduction_factor=32, sites=sites, placement="sequential", activation="gelu_new")
+
+
+def preparation(name: str) -> Prepare:
+    """What makes the plan ``name`` of a model.
+
+    Raises:
+        KeyError: ``PLANS`` has no such plan.
+    """
+    make = PLANS[name]
+    if make is None:
+        return frozen_floor
+
+    def prepare(model: BertForSequenceClassification) -> nn.Module:
+        attach(model, make())
+        return model
+
+    return prepare

@@ -1,4 +1,7 @@
-"""Time and memory of the training steps of one plan, in the current process."""
+"""Time and memory of the training steps of one model, in the current process.
+
+Environments of other libraries run this file, so it imports nothing of this package.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from lightning_pelt.attach import attach
-from lightning_pelt.benchmark.plans import PLANS
+MEMORY_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class Setting:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
 
+Prepare = Callable[[BertForSequenceClassification], nn.Module]
+
+
 @dataclass(frozen=True)
 class StepTime:
     """The cost of one training step.
@@ -74,29 +81,21 @@ class StepTime:
 
 
 class TimedTraining:
-    """A model with a plan and an optimizer, whose training steps are timed.
+    """A model with an optimizer, whose training steps are timed.
 
     Args:
-        name: key of the plan in ``PLANS``.
+        prepare: freezes a model, attaches what is trained, and returns what to call.
         setting: the model and its batches.
-
-    Raises:
-        KeyError: ``PLANS`` has no such plan.
     """
 
-    def __init__(self, name: str, setting: Setting) -> None:
+    def __init__(self, prepare: Prepare, setting: Setting) -> None:
         torch.set_num_threads(setting.threads)
         torch.manual_seed(0)
-        self.setting, self.model = setting, setting.model()
-        make = PLANS[name]
-        if make is None:
-            self.model.requires_grad_(False)
-            self.model.classifier.requires_grad_(True)
-            self.model.bert.embeddings.register_forward_hook(_require_gradient)
-        else:
-            attach(self.model, make())
+        self.setting = setting
+        self.model = prepare(setting.model())
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        reset_peak()
         self.idle_memory = self.peak_memory()
 
     def step(self, inputs: dict[str, Tensor]) -> None:
@@ -135,6 +134,15 @@ class TimedTraining:
         return self.peak_memory() - self.idle_memory
 
 
+def reset_peak(clear: Path = Path("/proc/self/clear_refs")) -> None:
+    """Let the peak memory of this process start from what it uses now; only on Linux.
+
+    Imports and the construction of a model need more than the model that is left of them.
+    """
+    with suppress(OSError):
+        clear.write_text("5")  # see proc(5)
+
+
 def return_freed_memory(threshold: int = 2**20) -> None:
     """Make this process return every freed tensor of more than ``threshold`` bytes to the system.
 
@@ -146,8 +154,24 @@ def return_freed_memory(threshold: int = 2**20) -> None:
         mallopt(-3, threshold)  # M_MMAP_THRESHOLD in malloc.h; setting it also stops its growth
 
 
+def frozen_floor(model: BertForSequenceClassification) -> nn.Module:
+    """The model with a trained head alone, and gradients through all blocks."""
+    model.requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    model.bert.embeddings.register_forward_hook(_require_gradient)
+    return model
+
+
 def _require_gradient(module: nn.Module, args: tuple, output: Any) -> Tensor:
     return output.detach().requires_grad_(True)
+
+
+def memory(prepare: Prepare, setting: Setting) -> int:
+    """Peak bytes of training steps above the idle model, in a fresh process."""
+    return_freed_memory()
+    training = TimedTraining(prepare, setting)
+    training.time_steps(MEMORY_STEPS)
+    return training.memory_over_idle()
 
 
 def busy_seconds(stat: Path = Path("/proc/stat")) -> float | None:

@@ -12,7 +12,7 @@ import torch
 from lightning_pelt.benchmark import variants
 from lightning_pelt.benchmark.__main__ import main
 from lightning_pelt.benchmark.measure import plan_cost, ratio
-from lightning_pelt.benchmark.plans import FLOOR, FULL, PLANS
+from lightning_pelt.benchmark.plans import FLOOR, FULL, PLANS, preparation
 from lightning_pelt.benchmark.timing import Setting, StepTime, TimedTraining, busy_seconds
 
 TINY = Setting(blocks=1, width=48, batch=2, length=8, threads=1)
@@ -51,7 +51,7 @@ def test_an_unknown_plan_raises_with_the_nearest_name(capsys: pytest.CaptureFixt
 
 
 def test_the_floor_trains_the_head_alone_and_runs_the_whole_backward() -> None:
-    floor = TimedTraining(FLOOR, TINY)
+    floor = TimedTraining(preparation(FLOOR), TINY)
     seen = []
     layer = floor.model.bert.encoder.layer[0]
     layer.register_full_backward_hook(lambda *_: seen.append("backward"))
@@ -63,7 +63,7 @@ def test_the_floor_trains_the_head_alone_and_runs_the_whole_backward() -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_step_changes_what_the_plan_trains_and_nothing_else(name: str) -> None:
-    training = TimedTraining(name, TINY)
+    training = TimedTraining(preparation(name), TINY)
     before = {n: p.detach().clone() for n, p in training.model.named_parameters()}
     trained = {n for n, p in training.model.named_parameters() if p.requires_grad}
     for _ in range(2):  # LoRA's A moves once its B has left zero
