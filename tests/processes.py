@@ -10,7 +10,10 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning_pelt.profiles.store"])
+# All tests of a process share one server, which imports what the first of them needs.
+CONTEXT.set_forkserver_preload(
+    ["lightning_pelt.profiles.store", "lightning_pelt.benchmark.contestants"]
+)
 TIMEOUT = 60  # seconds
 
 

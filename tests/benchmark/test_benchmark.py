@@ -25,7 +25,8 @@ SHRUNK = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plans", [("unipelt-apl", "xpeft-100", "adapter"), pytest.param(PLANS, marks=pytest.mark.slow)]
+    "plans",
+    [("unipelt-apl", "xpeft-100", "adapter"), pytest.param(PLANS, marks=pytest.mark.nightly)],
 )
 def test_a_shrunk_run_prints_every_plan_and_writes_what_it_prints(
     plans: Iterable[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

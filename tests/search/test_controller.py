@@ -215,11 +215,11 @@ HELP = """
 import builtins
 from lightning_pelt.search import EXTRA
 
-def refuse(name, globals=None, *rest, real=builtins.__import__):
+def refuse(name, globals=None, *rest, real=builtins.__import__, **options):
     importer = (globals or {}).get("__name__", "")
     if importer.startswith("lightning_pelt") and name.partition(".")[0] in EXTRA:
         raise ModuleNotFoundError(f"{importer} imports {name}")
-    return real(name, globals, *rest)
+    return real(name, globals, *rest, **options)
 
 builtins.__import__ = refuse
 from lightning_pelt.cli.search import main

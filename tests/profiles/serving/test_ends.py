@@ -96,6 +96,7 @@ def test_a_killed_server_leaves_no_process_and_the_store_as_it_was(
         assert dict(store.iterate()) == before
 
 
+@pytest.mark.nightly  # CI kills a worker, in `test_http`
 def test_the_death_of_an_http_process_ends_the_server_with_an_error(
     trained: tuple[Path, Path],
 ) -> None:

@@ -167,6 +167,7 @@ def test_requests_may_contain_any_characters(service: Service) -> None:
     assert service.ask(request("one", "Zoë 🙂"))[1] == {"detail": "there is no profile 'Zoë 🙂'"}
 
 
+@pytest.mark.nightly  # CI sends a signal to all processes, in `test_ends`
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_a_signal_ends_the_server_after_pending_requests(
     trained: tuple[Path, Path], number: signal.Signals, workers: int
@@ -191,6 +192,7 @@ def test_a_signal_ends_the_server_after_pending_requests(
             service.ask(request("one", "ann"))
 
 
+@pytest.mark.nightly  # CI tests both in one process
 def test_a_token_is_asked_for_and_slow_clients_are_closed(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_token_is_asked_for_and_slow_clients_are_closed(
         assert not listed.exists() or b"s3cret" not in listed.read_bytes()
 
 
+@pytest.mark.nightly  # CI starts a worker in `test_profile_api`
 def test_a_failed_start_is_reported_in_one_line(trained: tuple[Path, Path], tmp_path: Path) -> None:
     process = started(*unfit(trained, tmp_path, "bank"), f"--port={free_port()}")
     _, err = process.communicate(timeout=DEADLINE)
