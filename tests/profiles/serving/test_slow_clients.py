@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import pytest
@@ -67,6 +67,45 @@ def test_half_open_connections_are_closed_and_others_are_answered(port: int) -> 
         honest.sendall(WHOLE)
         assert answer(honest).startswith(b"HTTP/1.1 200")
         assert [connection.recv(1) for connection in slow] == [b""] * 300
+
+
+def wait(port: int) -> None:
+    """Wait longer than the limit: the server closes a connection after it."""
+    for _ in range(2):
+        with connected(port) as clock:
+            assert clock.recv(1) == b""
+
+
+def test_a_client_that_does_not_read_its_answer_is_closed(port: int) -> None:
+    size = 64 << 20  # more than the buffers of the system take
+    with connected(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+        connection.sendall(bytes(size))
+        wait(port)
+        read = 0
+        with suppress(ConnectionResetError):
+            while more := connection.recv(1 << 20):
+                read += len(more)
+        assert read < size
+
+
+@pytest.mark.parametrize("before", [b"", WHOLE], ids=["first", "later"])
+def test_a_head_without_end_is_refused(port: int, before: bytes) -> None:
+    with connected(port) as connection:
+        connection.sendall(before)
+        if before:
+            assert answer(connection).endswith(b"body")
+        got = b""
+        with suppress(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+            for number in range(3000):
+                connection.sendall(b"X-%d: %s\r\n" % (number, b"a" * 50))
+            while more := connection.recv(4096):
+                got += more
+        assert got.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400")) or not got
+        with connected(port) as honest:
+            honest.sendall(WHOLE)
+            assert answer(honest).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
