@@ -17,6 +17,7 @@ REMEDY = "import_shards() of an export restores all of its profiles in a new sto
 # Parts of SQLite's messages (Python 3.10 has no error codes) and PostgreSQL's SQLSTATEs.
 _READ_ONLY = ("readonly database", "42501", "25006")
 _BUSY = ("is locked", "55P03", "57014")
+UNCHANGED = "nothing was changed"
 _FULL = ("is full", "53100")
 _NOT_OPEN = ("unable to open", "disk I/O", "out of memory")
 _UNREACHABLE = ("08", "57P", "53", "28", "3D")
@@ -140,7 +141,7 @@ def _named(name: str, error: BaseException) -> Exception:
         return TimeoutError(f"{name} is in use by another process ({error}): try again later")
     if is_one_of(_FULL):
         free = f" ({free_space(Path(name))} free)" if file else ""
-        return OSError(f"{name} cannot be written, its disk is full{free}: nothing was changed")
+        return OSError(f"{name} cannot be written, its disk is full{free}: {UNCHANGED}")
     if file and is_one_of(_NOT_OPEN):
         return OSError(f"{name} cannot be read or written ({error})")
     lost = type(error).__name__ == "OperationalError" and found == "None"

@@ -17,7 +17,7 @@ from lightning_pelt.profiles._engine import (
     replace_rows,
     retired_version,
 )
-from lightning_pelt.profiles._errors import DamagedProfile
+from lightning_pelt.profiles._errors import UNCHANGED, DamagedProfile
 from lightning_pelt.profiles._row_codec import (
     EncodedProfile,
     check_ids,
@@ -87,6 +87,10 @@ def remove(database: Database, ids: Sequence[str]) -> list[str]:
 
     Returns:
         The ids that do not exist.
+
+    Raises:
+        OSError: nothing was changed; or the profiles are deleted, and the bytes of their rows could
+            not be removed. The message says which.
     """
     with database.writing() as connection:
         last = last_versions(connection, [id for id in ids if id_error(id) is None])
@@ -98,7 +102,14 @@ def remove(database: Database, ids: Sequence[str]) -> list[str]:
         retired = max(retired_version(connection, database.name), *last.values())
         connection.execute(delete(info).where(info.c.key == RETIRED))
         connection.execute(insert(info).values(key=RETIRED, value=str(retired)))
-    database.erase()
+    try:
+        database.erase()
+    except OSError as error:
+        reason = str(error).removesuffix(f": {UNCHANGED}")
+        raise OSError(
+            f"the profiles are deleted, and the bytes of their rows may be in {database.name} until "
+            f"the next deletion, since they could not be removed: {reason}"
+        ) from error
     return []
 
 

@@ -14,7 +14,7 @@ from profiles.samples import BANK, OTHER_BANK, random_profile
 from profiles.stores import MIXED, some
 
 from lightning_pelt.profiles import _writing
-from lightning_pelt.profiles._engine import chunks
+from lightning_pelt.profiles._engine import Database, chunks
 from lightning_pelt.profiles._row_codec import encode
 from lightning_pelt.profiles.store import DamagedProfile, ProfileStore, UnknownProfile
 
@@ -192,6 +192,19 @@ def test_all_profiles_are_deleted_or_none(store: ProfileStore) -> None:
     assert len(store) == 600
     store.delete_many(f"u{i}" for i in range(599))
     assert list(store.ids()) == ["u599"]
+
+
+def test_a_deletion_whose_bytes_cannot_be_removed_says_so(
+    store: ProfileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(database: Database) -> None:
+        raise OSError("the store cannot be written, its disk is full: nothing was changed")
+
+    store.put("a", random_profile())
+    monkeypatch.setattr(Database, "erase", full)
+    with pytest.raises(OSError, match=r"profiles are deleted, .* its disk is full$"):
+        store.delete("a")
+    assert "a" not in store
 
 
 def test_nothing_of_a_deleted_profile_is_left_in_the_files(tmp_path: Path) -> None:
