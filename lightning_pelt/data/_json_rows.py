@@ -15,6 +15,7 @@ from lightning_pelt.data._columns import check_unicode
 from lightning_pelt.data._text_rows import (
     BLANK,
     Row,
+    check_name,
     check_names,
     located,
     string_table,
@@ -92,4 +93,5 @@ def _encoded(values: Iterator[Any]) -> Iterator[Row]:
             )
         for name in row:
             check_unicode(name)
+            check_name(name)
         yield {k: None if v is None else json.dumps(v) for k, v in row.items()}

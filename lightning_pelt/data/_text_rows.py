@@ -76,6 +76,16 @@ def located(path: Path, rows: Iterator[T], *, first: int = 1, damage: str = "") 
         raise ValueError(f"{path}, {where}: {cause}") from error
 
 
+def check_name(name: str) -> None:
+    """Check the name of a column.
+
+    Raises:
+        ValueError: it contains a NUL character, at which other programs end it.
+    """
+    if "\0" in name:
+        raise ValueError(f"the name of the column {name!r} contains a NUL character: rename it")
+
+
 def check_names(names: Sequence[str]) -> None:
     """Check that the names of columns differ; a column may lack a name.
 
@@ -87,8 +97,7 @@ def check_names(names: Sequence[str]) -> None:
     if not named:
         raise ValueError("it is blank: expected the names of the columns")
     for name in named:
-        if "\0" in name:
-            raise ValueError(f"the name of the column {name!r} contains a NUL character: rename it")
+        check_name(name)
         if named.count(name) > 1:
             raise ValueError(
                 f"there are {named.count(name)} columns {name!r}: rename or remove one"

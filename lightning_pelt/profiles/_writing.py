@@ -107,8 +107,8 @@ def remove(database: Database, ids: Sequence[str]) -> list[str]:
     except OSError as error:
         reason = str(error).removesuffix(f": {UNCHANGED}")
         raise OSError(
-            f"the profiles are deleted, and the bytes of their rows may be in {database.name} until "
-            f"the next deletion, since they could not be removed: {reason}"
+            f"the profiles are deleted, and the bytes of their rows may be in {database.name} "
+            f"until the next deletion, since they could not be removed: {reason}"
         ) from error
     return []
 

@@ -332,6 +332,14 @@ def test_a_parquet_file_is_checked_like_the_others(
     assert cause in refused(words, str(path), where)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_nul_in_the_name_of_a_column_is_refused(words: str, tmp_path: Path, kind: str) -> None:
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label\0": "y"}]
+    content = lines(*rows) if kind == "jsonl" else json.dumps(rows)
+    message = refused(words, saved(tmp_path, content, f"rows.{kind}"), ", row 2: ")
+    assert "the name of the column 'label\\x00' contains a NUL character" in message
+
+
 def test_parquet_keeps_categories_and_whole_numbers(words: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     texts = pa.array(["a b", "c"]).dictionary_encode()
