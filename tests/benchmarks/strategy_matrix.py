@@ -155,6 +155,8 @@ Not run: 16-mixed, and everything on GPUs (there was none). Tensor parallelism i
 runs by hand, since Lightning's `DeepSpeedStrategy` asks for a GPU: `pytest
 tests/distributed/test_deepspeed.py` compares ZeRO-1, 2 and 3 on two processes with one process
 (1e-5 after 8 steps, saved and resumed). Sharded checkpoints: `pytest -m "" tests/distributed/`.
+Several profiles of X-PEFT, with different ones in the batches of the two processes, under DDP and
+FSDP2: `pytest -m "" tests/profiles/test_training.py` (1e-5 after 10 steps).
 """
 
 
