@@ -24,7 +24,7 @@ def parquet(path: Path, header: Sequence[str]) -> pa.Table:
     try:
         table = pq.ParquetFile(path).read()
         table.validate(full=True)  # for example, that texts are UTF-8
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: truncated or not a parquet file ({error})") from error
     try:
         check_names(table.column_names)

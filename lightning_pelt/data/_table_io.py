@@ -109,6 +109,8 @@ def read_file(path: str | Path, *, header: Sequence[str] = ()) -> Table:
         rows = Dataset.from_file(str(cached))
     except (ValueError, NotImplementedError) as error:  # a type that `datasets` does not have
         raise ValueError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, LookupError) as error:  # the types that a file states
+        raise ValueError(f"{path}: the types of its columns are damaged ({error})") from error
     return Table(rows, str(path), encoded=suffix in (".json", ".jsonl"))
 
 

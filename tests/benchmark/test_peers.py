@@ -35,6 +35,7 @@ def test_a_run_with_peers(capsys: pytest.CaptureFixture[str]) -> None:
     main([*SHRUNK.split(), "--plans", "lora", "prefix", "head", "--peers"])
     printed = capsys.readouterr().out
     assert "\npeft:lora / lora: time " in printed
+    assert "\npeft:floor / floor: time " in printed
     assert f"\n{sys.executable}: peft " in printed
     assert "\nnot measured: peft:prefix: ValueError: Model does not support past key" in printed
     assert "peft:head" not in printed

@@ -332,6 +332,15 @@ def test_a_parquet_file_is_checked_like_the_others(
     assert cause in refused(words, str(path), where)
 
 
+@pytest.mark.parametrize("features", [{"text": "string"}, {"text": {"_type": "Value"}}])
+def test_damaged_types_of_a_parquet_file(words: str, tmp_path: Path, features: dict) -> None:
+    """They are in the metadata that `datasets` writes."""
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["a"], "label": ["x"]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert "the types of its columns" in refused(words, str(tmp_path / "rows.parquet"), "")
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 def test_a_nul_in_the_name_of_a_column_is_refused(words: str, tmp_path: Path, kind: str) -> None:
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label\0": "y"}]
