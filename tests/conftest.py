@@ -58,6 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             numbers[like] += 1
         elif item.name.startswith("test_compiles") and _class(item) not in COMPILED:
             item.add_marker("nightly")
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")  # `-m "not slow"` alone selects the inner loop
         elif test in kept and not item.get_closest_marker("slow"):
             item.add_marker("slow")
         elif not item.get_closest_marker("slow"):
