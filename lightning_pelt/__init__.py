@@ -319,7 +319,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the home of a public name when it is first asked for."""
+    """Import the home of a public name, or a folder of them, when it is first asked for."""
+    if any(home.partition(".")[0] == name for home in _NAMES):
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

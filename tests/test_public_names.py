@@ -43,6 +43,11 @@ def test_a_public_name_can_be_imported(name):
     assert scope[name] is getattr(lightning_pelt, name)
 
 
+def test_folders_can_be_reached_through_the_package():
+    code = "import lightning_pelt; lightning_pelt.methods.LoRA, lightning_pelt.plans.Plan"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_listed_name_exists():
     for name in lightning_pelt.__all__:
         assert getattr(lightning_pelt, name) is not None

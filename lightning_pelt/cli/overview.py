@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
+
+from lightning_pelt import __version__
 
 PROG = "lightning-pelt"
 DESCRIPTION = "Gated parameter-efficient tuning of Hugging Face transformers."
@@ -54,7 +55,7 @@ def show(args: Sequence[str]) -> int | None:
         The exit status; None if the arguments ask for something else.
     """
     if list(args) == ["--version"]:
-        print(PROG, version(PROG))
+        print(PROG, __version__)
         return 0
     if not args:
         print(overview(), file=sys.stderr, end="")
