@@ -29,6 +29,7 @@ try:
     )
     from lightning_pelt.profiles.serving.routes import HEALTH, METRICS, PROFILES, READY, Operations
     from lightning_pelt.profiles.serving.slow_clients import TimedProtocol
+    from lightning_pelt.profiles.serving.unread_body import UnreadBody
     from lightning_pelt.profiles.serving.worker import ProfileAPI
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -173,6 +174,7 @@ def _server(
         middlewares.append((BearerToken, {"token": token}))
     paths = (PATH, PROFILES, HEALTH, READY, METRICS)
     middlewares.append((Measured, {"metrics": metrics, "paths": paths}))
+    middlewares.append((UnreadBody, {}))
     server = SignalServer(
         api,
         url,

@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATH = "/predict"
 EXPECTED = 'send {"text": ..., "profile": ...} or {"texts": [...], "profile": ...} as JSON'
-READ_FACTOR = 16  # a body of up to 16 * max_bytes is read, so that its sender gets the answer
 
 
 @dataclass(frozen=True)
@@ -182,17 +181,16 @@ class RequestValidation:
             await self.app(scope, receive, send)
             return
         body, allowed = bytearray(), self.limits.max_bytes
-        size, more = 0, True
-        while more and size <= READ_FACTOR * allowed:
+        more = True
+        while more and len(body) <= allowed:
             message = await receive()
             if message["type"] != "http.request":  # the client has disconnected
                 return
-            size += len(message.get("body", b""))
-            if size <= allowed:
-                body += message.get("body", b"")
+            body += message.get("body", b"")
             more = message.get("more_body", False)
-        if size > allowed:
-            found = f"more than {size}" if more else size
+        if len(body) > allowed:
+            stated = dict(scope["headers"]).get(b"content-length", b"").decode()
+            found = stated or f"more than {allowed}"
             answer: JSONResponse | None = self._too_large("bytes", found, "max_bytes")
         else:
             answer = self.refusal(bytes(body))

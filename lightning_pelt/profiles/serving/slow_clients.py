@@ -42,10 +42,10 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def data_received(self, data: bytes) -> None:
         if self._timer is None:
             self._start()
-        before = self.cycle
+        before, in_body = self.cycle, self._in_body()
         super().data_received(data)
         cycle = self.cycle  # of the last request whose head is complete, answered or not
-        in_body = cycle is not None and cycle.more_body and not cycle.response_complete
+        in_body = in_body or self._in_body()  # also if the body ends in ``data``
         self._head = 0 if in_body or cycle is not before else self._head + len(data)
         if self._head > MAX_HEAD:
             self._refuse_head()
@@ -66,6 +66,10 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if self._reader is not None:
             self._reader.cancel()
         super().connection_lost(exc)
+
+    def _in_body(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and cycle.more_body and not cycle.response_complete
 
     def _refuse_head(self) -> None:
         pending = self.cycle is not None and not self.cycle.response_complete

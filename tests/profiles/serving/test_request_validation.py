@@ -39,8 +39,13 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     )
 
 
-def post(body: Any, content_type: str = "application/json", path: str = PATH) -> tuple[int, Any]:
-    """Status and JSON of the answer; a ``body`` of bytes is sent unchanged."""
+def post(
+    body: Any, content_type: str = "application/json", path: str = PATH, *, length: bool = True
+) -> tuple[int, Any]:
+    """Status and JSON of the answer; a ``body`` of bytes is sent unchanged.
+
+    Without a ``length``, the request does not state its size, like one in chunks.
+    """
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     chunks = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)] or [b""]
     messages = [
@@ -48,6 +53,8 @@ def post(body: Any, content_type: str = "application/json", path: str = PATH) ->
         for number, chunk in enumerate(chunks, start=1)
     ]
     headers = [(b"content-type", content_type.encode())]
+    if length:
+        headers.append((b"content-length", str(len(data)).encode()))
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
     sent: list[Any] = []
 
@@ -73,11 +80,12 @@ def test_an_invalid_request_is_answered_with_422(body: Any, message: str) -> Non
 @pytest.mark.parametrize("size", TOO_LARGE)
 def test_a_large_request_is_answered_with_413(size: int) -> None:
     body = json.dumps(request("a", "ann")).encode().ljust(size)
-    status, answer = post(body)
-    assert status == 413
-    found = str(size) if size <= 16 * MAX_BYTES else "more than 49000"
-    assert answer["detail"].startswith(f"the request has {found} bytes, and 3000 are allowed: send")
-    assert answer["detail"].endswith("a larger --max_bytes")
+    for length, found in ((True, size), (False, "more than 3000")):
+        status, answer = post(body, length=length)
+        assert status == 413
+        expected = f"the request has {found} bytes, and 3000 are allowed: send"
+        assert answer["detail"].startswith(expected)
+        assert answer["detail"].endswith("a larger --max_bytes")
 
 
 def test_too_many_texts_are_answered_with_413() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -15,6 +17,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from lightning_pelt.profiles.serving.slow_clients import MAX_HEAD, TimedProtocol
 
@@ -110,3 +113,25 @@ def test_a_later_request_of_a_connection_has_the_same_limit(port: int, half: byt
         if half:  # without a byte it is an idle connection, which uvicorn closes
             connection.sendall(half)
             assert connection.recv(1) == b""
+
+
+def test_a_body_in_one_piece_is_no_head() -> None:
+    """The piece is larger than a head may be; sockets would deliver it in several."""
+    size = 3 * MAX_HEAD
+    transport = MagicMock(spec=asyncio.Transport)
+
+    async def receive() -> None:
+        config = uvicorn.Config(application, lifespan="off")
+        config.load()
+        protocol = TimedProtocol(
+            seconds=1.0, config=config, server_state=ServerState(), app_state={}
+        )
+        protocol.connection_made(transport)
+        protocol.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+        protocol.data_received(bytes(size))
+        await asyncio.gather(*protocol.tasks)
+        assert transport.write.call_args_list[0].args[0].startswith(b"HTTP/1.1 200")
+        transport.close.assert_not_called()
+        protocol.connection_lost(None)
+
+    asyncio.run(receive())
