@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Imported for their short names: `class_path: LoRA`, `--trainer.callbacks+=GateMonitor`.
 import lightning_pelt
@@ -154,7 +155,12 @@ class PELTCLI(LightningCLI):
             return saved  # rows without labels, and no others to collect them from
 
     def after_fit(self) -> None:
-        if self.config["fit"]["test_after_fit"]:
+        if not self.config["fit"]["test_after_fit"]:
+            return
+        data = self.datamodule
+        if isinstance(data, RowsDataModule) and "test" not in data.splits:
+            rank_zero_info(f"not tested: {type(data).__name__} has no test rows; give --data.test")
+        else:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
             self.trainer.test(
                 self.model, datamodule=self.datamodule, ckpt_path="best" if best else None

@@ -370,3 +370,11 @@ def test_the_console_script_gives_no_exit_status(monkeypatch, repository):
     monkeypatch.setattr(sys, "argv", ["lightning-pelt", "fit"])
     module = importlib.import_module(declared[1])
     assert getattr(module, declared[2])() is None
+
+
+def test_a_fit_without_test_rows_says_that_it_does_not_test(
+    options: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        main(["fit", *options, *FILES[:2], "--test_after_fit=true"])
+    assert "not tested: TextClassification has no test rows; give --data.test" in caplog.text
