@@ -8,6 +8,9 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(\w+):`~?([^`]+)`")
+# What formulas of docstrings have, in characters.
+TEX = {r"\sigma": "σ", r"\phi": "φ", r"\sum": "Σ", r"\in": "∈"}  # noqa: RUF001
+TEX |= {r"\cdot": "·", r"\otimes": "⊗", r"\odot": "⊙", r"\top": "T", r"\,": "", r"\ ": " "}
 RULE = re.compile(r"^[ =]*={3,}[ =]*$")
 
 
@@ -34,12 +37,15 @@ def markdown(text: str) -> str:
                 lines.append(f"{indent}```")
                 inside, rules = False, 0
             continue
-        lines.append(line if inside else ROLE.sub(_code, line))
+        lines.append(line.replace("``", "") if inside else ROLE.sub(_code, line))
     return "\n".join(lines)
 
 
 def _code(match: re.Match[str]) -> str:
     role, target = match.groups()
     if role == "math":
+        target = re.sub(r"\\(?:operatorname|mathrm|text)\{(\w+)\}", r"\1", target)
+        for tex, character in TEX.items():
+            target = target.replace(tex, character)
         return f"`{target}`"
     return f"`{target.rpartition('.')[2]}`"

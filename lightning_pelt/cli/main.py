@@ -1,4 +1,4 @@
-"""``lightning-pelt``: the parser of its nine commands, and how it runs them."""
+"""``lightning-pelt``: the parser of its commands, and how it runs them."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ TRAINER = {
 }
 # The others: modules of this folder with a `main(args)`, which are imported when they run.
 OTHERS = {
+    "recipes": "List the recipes of this package, or print one.",
+    "methods": "List the methods, or show the options of one.",
     "plan": "Show the size of a recipe's plan, block by block.",
     "export": "Write a checkpoint in another library's format.",
     "dashboard": "Save charts of gates, rates and counts in W&B.",

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_pelt.cli.class_paths import MODE, update_paths
 from lightning_pelt.cli.errors import debugging
 from lightning_pelt.cli.recipe_file import RecipeError, check_yaml, read_recipe, read_yaml
+from lightning_pelt.cli.shipped_recipes import with_files
 from lightning_pelt.cli.suggestions import explain, unknown_option
 from lightning_pelt.utils.urls import masked
 
@@ -82,7 +83,10 @@ class SuggestingParser(LightningArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *rest: Any, **options: Any
     ) -> Namespace:
-        given = sys.argv[1:] if args is None else args
+        try:
+            given = with_files(sys.argv[1:] if args is None else args)
+        except ValueError as error:
+            self.error(str(error), error)
         if not given and self._subcommands_action is not None:
             self.print_help(sys.stderr)
             self.exit(2)

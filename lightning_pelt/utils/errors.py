@@ -21,7 +21,8 @@ def unknown(
     ValueError("unknown method 'lorra': did you mean 'lora'? It must be one of: lora, prefix")
     """
     known = [str(option) for option in options]
-    nearest = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" did you mean {nearest[0]!r}?" if nearest else ""
+    folded = {option.casefold(): option for option in reversed(known)}
+    nearest = get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.5)
+    hint = f" did you mean {folded[nearest[0]]!r}?" if nearest else ""
     remedy = remedy or f"It must be one of: {', '.join(known) or '(none exist)'}"
     return ValueError(f"unknown {kind} {name!r}:{hint} {remedy}")
