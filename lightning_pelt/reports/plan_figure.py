@@ -1,4 +1,4 @@
-"""A plan as a figure: a row per block, input at the bottom, a column per method."""
+"""A plan as a figure: a row per block, input at the top, a column per method."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 FILL = GATES(0.35)
 POINTS_PER_INCH = 72
+SHARED_ROWS = 3  # height of the row of what blocks share, in blocks: an MLP is larger than they are
+FILLED = 0.78  # of the height of a row, that the largest square takes
 
 
 def plan_picture(found: Breakdown, title: str = "Plan") -> Figure:
     """A grid of blocks and methods with squares whose areas are numbers of parameters.
 
-    Bars beside the grid show the total of each block, with a tick at a design's share of the
-    budget. The total of each method is above the grid.
+    The last row shows what several blocks share, such as the MLP of a prefix. Bars beside the grid
+    show the total of each block, with a tick at a design's share of the budget. The total of each
+    method is above the grid.
 
     Args:
         found: the plan on a model.
@@ -46,17 +49,20 @@ def plan_picture(found: Breakdown, title: str = "Plan") -> Figure:
         raise ValueError("there is nothing to draw: the plan has no method")
     pitch = 0.42 if len(found.rows) <= 16 else 0.3  # inches per block
     width, above = 1.05 * len(found.methods), 1.9
-    figure = new_figure(5.2 + width, above + pitch * len(found.rows))
+    height = len(found.rows) + (SHARED_ROWS if any(found.outside.values()) else 0)
+    figure = new_figure(5.2 + width, above + pitch * height)
     cells, bars = figure.subplots(1, 2, sharey=True, width_ratios=[width, 2.6])
     methods = [method for row in found.rows for method in row.methods.values()]
     largest = max((method.parameters for method in methods), default=0) or 1
-    # The largest square takes 78% of the row, so that squares do not touch.
-    scale = (0.78 * pitch * POINTS_PER_INCH) ** 2 / largest
+    shared = max(found.outside.values(), default=0) / SHARED_ROWS**2
+    scale = (FILLED * pitch * POINTS_PER_INCH) ** 2 / max(largest, shared)
     _squares(cells, found, scale)
     _totals(bars, found)
     for axes in (cells, bars):
         _bands(axes, found.rows, named=axes is bars)
-    for size in dict.fromkeys(_round(largest * part) for part in (1 / 16, 1 / 4, 1)):
+    cells.set_ylim(height - 0.5, -0.5)
+    shown = max(largest, shared)
+    for size in dict.fromkeys(_round(shown * part) for part in (1 / 16, 1 / 4, 1)):
         cells.scatter([], [], s=scale * size, marker="s", color=FILL, lw=0, label=f"{size:,}")
     _legend(figure, (cells, bars), _note(found))
     set_figure_title(figure, title)
@@ -89,24 +95,28 @@ def _squares(axes: Axes, found: Breakdown, scale: float) -> None:
             axes.scatter(x, y, s=side**2, marker="s", color=FILL, lw=0, zorder=3)
             axes.annotate(method.size, (x, y), (side / 2 + 3, 0), textcoords="offset points",
                           va="center", fontsize=7.5, color=INK, zorder=4)  # fmt: skip
+    middle = len(found.rows) + SHARED_ROWS / 2 - 0.5
+    for name, shared in found.outside.items():
+        if shared:
+            x = names.index(name)
+            axes.scatter(x, middle, s=scale * shared, marker="s", color=FILL, lw=0, zorder=3)
+            beside = (math.sqrt(scale * shared) / 2 + 3, 0)
+            axes.annotate(_brief(shared), (x, middle), beside, textcoords="offset points",
+                          va="center", fontsize=7.5, color=INK, zorder=4)  # fmt: skip
     style_axes(axes)
     axes.grid(False)
-    labels = []
-    for name, total in found.totals.items():
-        outside = found.outside.get(name, 0)
-        shared = f"\n{_brief(outside)} outside" if outside else ""
-        labels.append(f"{name}\n{total:,}{shared}")
+    labels = [f"{name}\n{total:,}" for name, total in found.totals.items()]
     axes.set_xticks(range(len(names)), labels, fontsize=8.5)
     axes.xaxis.tick_top()
-    axes.set_yticks(
-        range(len(found.rows)), [f"{r.block.stack} {r.block.number}" for r in found.rows]
-    )
+    blocks = {y: f"{r.block.stack} {r.block.number}" for y, r in enumerate(found.rows)}
+    if any(found.outside.values()):
+        blocks[middle] = "shared\nby blocks"
+    axes.set_yticks(list(blocks), list(blocks.values()))
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xlim(-0.5, len(names) - 0.35)
-    axes.set_ylim(-0.5, len(found.rows) - 0.5)
-    axes.set_ylabel("block, input at the bottom", fontsize=8.5, color=FAINT)
+    axes.set_ylabel("block, input at the top", fontsize=8.5, color=FAINT)
 
 
 def _totals(axes: Axes, found: Breakdown) -> None:
@@ -126,8 +136,11 @@ def _totals(axes: Axes, found: Breakdown) -> None:
                      label="share of the budget")  # fmt: skip
     whole = sum(found.totals.values())
     outside = sum(found.outside.values())
-    shared = f"\n{_brief(outside)} outside" if outside else ""
-    axes.set_title(f"all methods\n{whole:,}{shared}", fontsize=8.5, color=INK, loc="left")
+    if outside:
+        middle = len(found.rows) + SHARED_ROWS / 2 - 0.5
+        axes.annotate(f"{outside:,}, {outside / whole:.0%} of all", (0, middle), va="center",
+                      fontsize=7.5, color=INK)  # fmt: skip
+    axes.set_title(f"all methods\n{whole:,}", fontsize=8.5, color=INK, loc="left")
     axes.set_xlim(0, 1.75 * longest)
     axes.set_axis_off()
 

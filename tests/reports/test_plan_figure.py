@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from reports.plan_models import small_bert, small_t5
 
-from lightning_pelt import S4, Compacter, Design, FullFineTuning, Prefix, UniPELT, attach
+from lightning_pelt import S4, Compacter, Design, FullFineTuning, LoRA, Prefix, UniPELT, attach
 from lightning_pelt.reports import figures as plots
 from lightning_pelt.reports.plan_breakdown import Breakdown, break_down
-from lightning_pelt.reports.plan_figure import plan_picture
+from lightning_pelt.reports.plan_figure import SHARED_ROWS, plan_picture
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_areas_are_parameters_and_the_legend_says_how_many(deep: Breakdown) -> N
     names = list(deep.methods)
     expected = {
         (names.index(name), y): method.parameters
-        for y, row in enumerate(deep.rows)  # the input is at the bottom
+        for y, row in enumerate(deep.rows)  # the input is at the top
         for name, method in row.methods.items()
     }
     found = squares(figure)
@@ -49,6 +49,17 @@ def test_areas_are_parameters_and_the_legend_says_how_many(deep: Breakdown) -> N
     for label in numbers:
         area = handles[label].get_sizes()[0]
         assert area / int(label.replace(",", "")) == pytest.approx(*scale)
+
+
+def test_the_area_of_what_blocks_share_has_the_same_scale() -> None:
+    found = break_down(attach(small_bert(), UniPELT([Prefix(), LoRA()])))
+    figure = plan_picture(found)
+    drawn = squares(figure)
+    shared, block = found.outside["prefix"], found.rows[0].methods["lora"].parameters
+    middle = len(found.rows) + SHARED_ROWS / 2 - 0.5
+    assert drawn[0, middle] / drawn[1, 0] == pytest.approx(shared / block)
+    low, high = figure.axes[0].get_ylim()
+    assert low > high  # the input is at the top
 
 
 @pytest.mark.slow
