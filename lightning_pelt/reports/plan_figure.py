@@ -108,7 +108,9 @@ def _squares(axes: Axes, found: Breakdown, scale: float) -> None:
     labels = [f"{name}\n{total:,}" for name, total in found.totals.items()]
     axes.set_xticks(range(len(names)), labels, fontsize=8.5)
     axes.xaxis.tick_top()
-    blocks = {y: f"{r.block.stack} {r.block.number}" for y, r in enumerate(found.rows)}
+    blocks: dict[float, str] = {
+        y: f"{row.block.stack} {row.block.number}" for y, row in enumerate(found.rows)
+    }
     if any(found.outside.values()):
         blocks[middle] = "shared\nby blocks"
     axes.set_yticks(list(blocks), list(blocks.values()))

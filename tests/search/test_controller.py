@@ -158,7 +158,9 @@ def test_a_controller_leads_a_search_whose_jobs_another_process_runs(recipe, mon
     assert state.finished and state.found is not None
     assert open_ledger(settings).finished
     assert f"report: {folder / 'report.md'}" in capsys.readouterr().out
-    assert "The search is finished." in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert report.splitlines()[2].startswith("**Use ")
+    assert "The search is not finished" not in report
     winner = yaml.safe_load((folder / "winner_words.yaml").read_text())
     assert winner["model"]["plan"]["init_args"]["strategies"] == list(state.found.strategies)
 

@@ -8,6 +8,7 @@ from math import isfinite, nan
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from lightning_pelt.plans.design_space.strategies import STRATEGIES
 from lightning_pelt.search.greedy_search import SWAPS
 from lightning_pelt.search.report.summary import (
     CandidateScores,
@@ -189,6 +190,28 @@ def final_comparison(plans: Sequence[CandidateScores]) -> list[str]:
     if missing := sum(score is None for plan in plans for s in plan.scores.values() for score in s):
         lines += [f"{missing} of the fits diverged or are not finished; no mean has them.", ""]
     return lines + _differences(plans)
+
+
+def best_plan(plans: Sequence[CandidateScores]) -> list[str]:
+    """The plan with the best mean over tasks, and those that are within noise of it."""
+    names = {plan.name: _place(plan, plans[0]) for plan in plans}
+    known = [plan for plan in plans if isfinite(estimate(plan.overall).mean)]
+    if not known:
+        return []
+    best = max(known, key=lambda plan: estimate(plan.overall).mean)
+    others = [plan for plan in known if plan is not best]
+    close = [names[plan.name] for plan in others if not difference(best, plan).low > 0]
+    text = f"**Use {names[best.name]}**: {spread(estimate(best.overall))} points."
+    if close:
+        verb = "are" if len(close) > 1 else "is"
+        text += f" Within noise of it {verb}: {listed(close)}."
+    return [f"{text} {len(known)} plans were compared, of at most {best.target:,} parameters.", ""]
+
+
+def _place(plan: CandidateScores, found: CandidateScores) -> str:
+    if plan is found:
+        return f"the {plan.title}"
+    return f"{plan.title} in every block" if plan.title in STRATEGIES.values() else plan.title
 
 
 def _differences(plans: Sequence[CandidateScores]) -> list[str]:

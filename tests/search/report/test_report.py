@@ -518,3 +518,19 @@ def test_a_figure_that_cannot_be_drawn_does_not_end_the_search(
     page = write_report(tmp_path, state, outcomes, settings=settings(), space=search.space)
     assert "The figure of cost could not be drawn: no space left" in page.read_text()
     assert "the figure cost cannot be drawn: no space left" in caplog.text
+
+
+def test_the_report_begins_with_the_plan_to_use() -> None:
+    """Of two seeds: LoRA is 1 ahead of S4 in both, and the found design is not behind for sure."""
+    scores = {
+        "found design": [70.0, 79.0],
+        "LoRA": [80.0, 80.0],
+        "S4": [79.0, 79.1],
+        "BitFit": [None, 60.0],
+    }
+    plans = [CandidateScores(n, n, 1, 1200, {"t": s}) for n, s in scores.items()]
+    (line, _) = sections.best_plan(plans)
+    assert line == (
+        "**Use LoRA in every block**: 80.00 ± 0.00 points. Within noise of it are: the found "
+        "design and BitFit in every block. 4 plans were compared, of at most 1,200 parameters."
+    )
