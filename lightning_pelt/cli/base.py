@@ -25,6 +25,7 @@ from lightning_pelt.cli.checkpoint_files import (
 from lightning_pelt.cli.data_preview import HELP, print_data
 from lightning_pelt.cli.overview import DESCRIPTION, PROG, TRAINER
 from lightning_pelt.cli.parser import SuggestingParser
+from lightning_pelt.cli.plugins import load_plugins
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.exchange import adapterhub  # noqa: F401
 from lightning_pelt.plans import design_space  # noqa: F401
@@ -64,6 +65,7 @@ class PELTCLI(LightningCLI):
     def setup_parser(
         self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
     ) -> None:
+        load_plugins()
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         for name, parser in self._subcommand_parsers.items() if add_subcommands else ():
             if name in USES:

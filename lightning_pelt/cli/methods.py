@@ -15,6 +15,7 @@ from lightning_pelt import methods
 from lightning_pelt.cli.errors import one_line_errors
 from lightning_pelt.cli.overview import OTHERS
 from lightning_pelt.cli.parser import SuggestingParser
+from lightning_pelt.cli.plugins import load_plugins
 from lightning_pelt.methods.base import Method
 from lightning_pelt.methods.config import public_path
 from lightning_pelt.methods.gate import Gate
@@ -65,7 +66,7 @@ def options_of(kind: type) -> str:
 
 
 def _methods() -> dict[str, type[Method]]:
-    found = {name: getattr(methods, name) for name in methods.__all__}
+    found = {name: getattr(methods, name) for name in methods.__all__} | load_plugins()
     return {
         name: kind
         for name, kind in found.items()
