@@ -94,7 +94,7 @@ if TYPE_CHECKING:
         Task,
         TokenClassification,
     )
-    from lightning_pelt.training import PELTModule, Phase, named_groups
+    from lightning_pelt.training import PELTModule, Phase, named_groups, split_base
     from lightning_pelt.utils.backbone import resolve_backbone
 
 # Names are imported when they are first asked for: the command line answers ``--help`` without
@@ -216,6 +216,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "PELTModule",
         "Phase",
         "named_groups",
+        "split_base",
     ),
     "utils.backbone": ("resolve_backbone",),
 }
@@ -313,6 +314,7 @@ __all__ = [
     "save_adapters",
     "save_bank",
     "save_peft",
+    "split_base",
     "write_profile",
 ]
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ class Agree(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         for parameter in pl_module.parameters():
             if parameter.requires_grad and not is_shard(parameter):
-                everywhere = pl_module.all_gather(parameter.detach())
-                assert trainer.world_size == 1 or torch.equal(*everywhere)
+                own = parameter.detach()
+                everywhere = pl_module.all_gather(own) if trainer.world_size > 1 else [own]
+                assert all(torch.equal(own, other) for other in everywhere)
 
 
 def backbone(folder: Path) -> str:
@@ -80,14 +82,20 @@ def fit(
     plan: str = "unipelt",
     strategy: str | Strategy = "auto",
     devices: int = 1,
+    data_ranks: int | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
     compile: bool | dict[str, Any] = False,
     **options: Any,
 ) -> None:
-    """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps."""
+    """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps.
+
+    Args:
+        data_ranks: number of processes with separate batches; by default all.
+    """
     rates: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1}
     module = PELTModule(backbone, PLANS[plan], labels=LABELS, compile=compile, **rates)
-    data = Sentences(backbone, batch_size=GLOBAL_BATCH // devices)
+    data = Sentences(backbone, batch_size=GLOBAL_BATCH // (data_ranks or devices))
     keep = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
     saving = ModelCheckpoint(every_n_train_steps=4, **keep)
     defaults = {"logger": CSVLogger(folder, name="", version="run"), "max_epochs": -1}
@@ -96,6 +104,7 @@ def fit(
         schedule(PLANS[plan]),
         *([GateMonitor(every_n_steps=2)] if PLANS[plan].methods[0].gate else []),
         Agree(),
+        *callbacks,
         saving,
         **{**defaults, "max_steps": STEPS, "enable_checkpointing": True, **options},
         strategy=strategy,

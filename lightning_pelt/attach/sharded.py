@@ -13,7 +13,7 @@ def refuse_shards(model: PreTrainedModel) -> None:
 
     Raises:
         ValueError: data parallelism has sharded the model, and would not add up the gradients of
-            new submodules; or tensor parallelism has split its layers.
+            new submodules; or tensor parallelism has split its layers, which has to follow.
     """
     shards = {name: p for name, p in model.named_parameters() if is_shard(p)}
     if not shards:
@@ -27,8 +27,9 @@ def refuse_shards(model: PreTrainedModel) -> None:
             "With PELTCallback, call it in configure_model with the same plan"
         )
     raise ValueError(
-        f"{what}: tensor parallelism splits the layers that a plan extends, which is not "
-        "supported. Split the data instead: load the model without tp_plan and parallelize_module, "
-        "attach the plan, and use fully_shard, or "
-        "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)"
+        f"{what}: submodules would see the tensors of one process. Load the model without tp_plan, "
+        "call lightning_pelt.attach(model, plan) before layers are split, and then "
+        "lightning_pelt.split_base(attachment, mesh['tensor_parallel']) in the place of "
+        "parallelize_module. With PELTCallback, do so in configure_model with the same plan; "
+        "PELTModule does it under ModelParallelStrategy(tensor_parallel_size=...)"
     )

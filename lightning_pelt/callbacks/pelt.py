@@ -24,6 +24,7 @@ from lightning_pelt.training.lengths import LengthGuard
 from lightning_pelt.training.packed_batches import PackedGuard
 from lightning_pelt.training.param_groups import make_portable
 from lightning_pelt.training.quantised_base import keep_from_broadcasts
+from lightning_pelt.training.ranks import data_rank
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
 from lightning_pelt.training.strategy_checks import check_strategy
@@ -158,7 +159,7 @@ class PELTCallback(Callback):
             self.step_seed.start(
                 epoch=trainer.current_epoch,
                 batch=batch_idx,
-                rank=trainer.global_rank,
+                rank=data_rank(trainer),
                 device=pl_module.device,
             )
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_pelt.data.base import ROW_NUMBERS
+from lightning_pelt.training.ranks import data_rank, data_ranks, tensor_rank
 from lightning_pelt.utils.files import write_aside
 
 
@@ -22,8 +23,9 @@ class WritePredictions(BasePredictionWriter):
     Args:
         path: of the file; by default ``predictions.jsonl`` in the folder of the run. An earlier
             file is replaced, and a message says that it was there. Each of several processes writes
-            its own file, with the rank in the file name. ``row`` in every line is the number of the
-            row in its file, from 0, also if a data module has left out rows before it.
+            its own file, with the rank in the file name; of those with the same rows, the first
+            does. ``row`` in every line is the number of the row in its file, from 0, also if a data
+            module has left out rows before it.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -46,8 +48,10 @@ class WritePredictions(BasePredictionWriter):
     ) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         whole = Path(self.path).expanduser() if self.path else folder / "predictions.jsonl"
-        alone = trainer.world_size == 1
-        path = whole if alone else _of_rank(whole, trainer.global_rank)
+        if tensor_rank(trainer):  # another process has the same rows
+            return
+        alone = data_ranks(trainer) == 1
+        path = whole if alone else _of_rank(whole, data_rank(trainer))
         rows = [row for batch in _flat(predictions) for row in batch]
         indices = [index for batch in _flat(batch_indices) for index in batch]
         indices = indices or list(range(len(rows)))  # the rows of a stream have no numbers
@@ -60,7 +64,7 @@ class WritePredictions(BasePredictionWriter):
         replaced = ", replacing an earlier file" if path.exists() else ""
         write_aside(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
         print(f"{len(rows)} predictions written to {path}{replaced}")
-        _warn_of_others(whole, set() if alone else set(range(trainer.world_size)))
+        _warn_of_others(whole, set() if alone else set(range(data_ranks(trainer))))
 
 
 def _of_rank(path: Path, rank: int) -> Path:

@@ -47,6 +47,7 @@ class EmbeddingTask(Task):
     """Base of the tasks of embeddings. A child has a field ``pooling``."""
 
     auto: ClassVar[Any] = AutoSentenceModel
+    compares_rows: ClassVar[bool] = True
     pooling: Any
 
     def check_pooling(self) -> None:

@@ -32,6 +32,7 @@ class Task(Configured, ABC):
         auto: the transformers class that adds the head of this task to a backbone.
         reads_text: whether the inputs of the model are tokens.
         decodes: whether metrics or predictions need the tokenizer.
+        compares_rows: whether the loss of a row depends on the rows of all processes.
 
     Example::
 
@@ -46,6 +47,7 @@ class Task(Configured, ABC):
     auto: ClassVar[Any]
     reads_text: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
+    compares_rows: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -3,5 +3,6 @@
 from lightning_pelt.training.module import PELTModule
 from lightning_pelt.training.param_groups import named_groups
 from lightning_pelt.training.phases import Phase
+from lightning_pelt.training.tensor_parallel import split_base
 
-__all__ = ["PELTModule", "Phase", "named_groups"]
+__all__ = ["PELTModule", "Phase", "named_groups", "split_base"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.fsdp import fully_shard
 
+from lightning_pelt.training.tensor_parallel import split_base
 from lightning_pelt.utils.quantised import kinds_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
 
     Submodules are children of the blocks they extend, so a block gathers its submodules together
     with its base weights. Modules that several blocks use, such as a prefix's MLP, belong to the
-    root and stay gathered for the whole forward.
+    root and stay gathered for the whole forward. Processes of the dimension ``tensor_parallel``
+    split the weights of the frozen base further, see :func:`split_base`.
 
     Args:
         attachment: of the model.
@@ -27,8 +29,8 @@ def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
             ``ModelParallelStrategy`` creates.
 
     Raises:
-        ValueError: the mesh asks for tensor parallelism, which is not supported, or a method or
-            a quantised base cannot be sharded.
+        ValueError: a method or a quantised base cannot be sharded, or the mesh asks for tensor
+            parallelism and no layer can be split.
     """
     for method in attachment.plan.methods:
         method.refuse_sharding()
@@ -38,11 +40,7 @@ def shard(attachment: Attachment, mesh: DeviceMesh) -> None:
             "strategy=ddp, where each process has the quantised base, or leave quantise out"
         )
     if mesh["tensor_parallel"].size() > 1:
-        raise ValueError(
-            f"the strategy asks for tensor parallelism over {mesh['tensor_parallel'].size()} "
-            "processes, but only data parallelism is supported: use "
-            "ModelParallelStrategy(data_parallel_size=<processes>, tensor_parallel_size=1)"
-        )
+        split_base(attachment, mesh["tensor_parallel"])
     data = mesh["data_parallel"]
     paths = [path for stack in attachment.anatomy.stacks for path in stack.blocks]
     # ALBERT's blocks are one module.

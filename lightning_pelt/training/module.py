@@ -49,6 +49,7 @@ from lightning_pelt.training.quantised_base import (
     quantise_base,
     refuse_other_quantisation,
 )
+from lightning_pelt.training.ranks import data_rank
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
 from lightning_pelt.training.strategy_checks import check_strategy
@@ -237,7 +238,7 @@ class PELTModule(LightningModule):
     def on_fit_start(self) -> None:
         assert self.attachment is not None
         self.attachment.train(base_dropout=self.base_dropout)
-        check_strategy(self.trainer, self.attachment)
+        check_strategy(self.trainer, self.attachment, self.task)
         own_schedule = type(self).configure_optimizers is PELTModule.configure_optimizers
         if own_schedule and finders(self.trainer):
             self.lrs = scaled(self.lrs, before=self._lr_of_lrs, lr=self.lr)
@@ -259,7 +260,7 @@ class PELTModule(LightningModule):
     def on_train_batch_start(self, _batch: Any, index: int) -> None:
         self.resume.on_train_batch_start(self.trainer)
         self.step_seed.start(
-            epoch=self.current_epoch, batch=index, rank=self.global_rank, device=self.device
+            epoch=self.current_epoch, batch=index, rank=data_rank(self.trainer), device=self.device
         )
 
     def training_step(self, batch: dict[str, Any], _index: int) -> Tensor:

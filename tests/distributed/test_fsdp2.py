@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from twenty_steps import assert_same, fit, half, last
 from zoo import build
 
@@ -92,18 +89,6 @@ def test_blocks_that_are_one_module_are_one_unit(mesh):
     model = build("albert")
     shard(attach(model, UniPELT()), mesh)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def test_tensor_parallelism_is_refused(mesh):
-    two: Any = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
-    with pytest.raises(ValueError, match=r"tensor parallelism over 2 .*tensor_parallel_size=1"):
-        shard(attach(build("bert"), UniPELT()), two)
-
-    model = build("bert")
-    query = "encoder.layer.0.attention.self.query"
-    parallelize_module(model.bert, mesh["tensor_parallel"], {query: ColwiseParallel()})
-    with pytest.raises(ValueError, match=rf"{query}.weight and 1 others.*without tp_plan"):
-        attach(model, UniPELT())
 
 
 def test_profiles_need_to_know_the_processes(mesh):
