@@ -6,9 +6,11 @@ A tiny model takes four steps with a plan that a PELTCallback finds attached.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from callbacks.tiny import Tiny, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -23,6 +25,7 @@ from lightning_pelt import Adapter, PELTCallback, UniPELT, split_base
 PLANS = {
     "split_base": UniPELT(),
     "parallelize_module": UniPELT([Adapter()]),  # extends no layer of the attention
+    "other heads": UniPELT(),  # on the processes that split the base
 }
 INPUTS = ("query", "key", "value")
 
@@ -38,7 +41,9 @@ class Split(Tiny):
         super().configure_model()
         if self.device_mesh is None:
             return
-        if self.way == "split_base":
+        if self.way == "other heads":
+            torch.nn.init.constant_(self.net.classifier.bias, self.global_rank)
+        if self.way != "parallelize_module":
             split_base(self.attachment, self.device_mesh["tensor_parallel"])
         else:
             for block in self.net.bert.encoder.layer:
@@ -74,11 +79,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for way in asked.ways:
-        run(
-            asked.folder,
-            way,
-            processes={} if asked.alone else {"strategy": strategy(), "devices": 4},
-        )
+        processes = {} if asked.alone else {"strategy": strategy(), "devices": 4}
+        wrong = pytest.raises(ValueError, match=r"other values of net.classifier.bias and of 0 ")
+        with wrong if way == "other heads" else nullcontext():
+            run(asked.folder, way, processes=processes)
 
 
 if __name__ == "__main__":

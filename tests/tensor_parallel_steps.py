@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def main() -> None:
     parser.add_argument("backbone")
     parser.add_argument("--half", type=Path)
     parser.add_argument("--plan", help="run that alone, on two processes")
+    parser.add_argument("--seed", type=int, help="of the first process")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     same = [SplitAlike()]
     if asked.plan:
-        fit(asked.folder, asked.backbone, plan=asked.plan, callbacks=same, **two())
+        seed = None if asked.seed is None else asked.seed + int(os.environ.get("LOCAL_RANK", 0))
+        fit(asked.folder, asked.backbone, plan=asked.plan, callbacks=same, seed=seed, **two())
         return
     fit(asked.folder / "afresh", asked.backbone, callbacks=same, **four())
     fit(asked.folder / "resumed", asked.backbone, resume=asked.half, **four())

@@ -86,13 +86,17 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
     compile: bool | dict[str, Any] = False,
+    seed: int | None = None,
     **options: Any,
 ) -> None:
     """Run up to the twentieth step, with a checkpoint in ``folder`` every four steps.
 
     Args:
         data_ranks: number of processes with separate batches; by default all.
+        seed: of this process; by default a random one.
     """
+    if seed is not None:
+        torch.manual_seed(seed)
     rates: dict[str, Any] = {"lr": 2e-3, "warmup": 0.1}
     module = PELTModule(backbone, PLANS[plan], labels=LABELS, compile=compile, **rates)
     data = Sentences(backbone, batch_size=GLOBAL_BATCH // (data_ranks or devices))

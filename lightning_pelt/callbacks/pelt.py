@@ -27,7 +27,7 @@ from lightning_pelt.training.quantised_base import keep_from_broadcasts
 from lightning_pelt.training.ranks import data_rank
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
-from lightning_pelt.training.strategy_checks import check_strategy
+from lightning_pelt.training.strategy_checks import check_copies, check_strategy
 from lightning_pelt.training.tuners import refuse_finder_on_resume
 
 
@@ -146,6 +146,8 @@ class PELTCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._leads(trainer):
             self.resume.on_train_start(trainer)
+            self.step_seed.share(trainer)
+            check_copies(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._leads(trainer):

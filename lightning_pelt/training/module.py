@@ -52,7 +52,7 @@ from lightning_pelt.training.quantised_base import (
 from lightning_pelt.training.ranks import data_rank
 from lightning_pelt.training.resume import Resume
 from lightning_pelt.training.step_seed import StepSeed
-from lightning_pelt.training.strategy_checks import check_strategy
+from lightning_pelt.training.strategy_checks import check_copies, check_strategy
 from lightning_pelt.training.tuners import finders, follow_finders, refuse_finder_on_resume, scaled
 from lightning_pelt.utils.backbone import load_tokenizer
 from lightning_pelt.utils.shards import is_flat
@@ -253,6 +253,8 @@ class PELTModule(LightningModule):
         logged = ["train/loss", "val/loss", *self.metrics["val"].keys()]  # type: ignore[operator]
         check_monitors(self.trainer, self, logged)
         self.resume.on_train_start(self.trainer)
+        self.step_seed.share(self.trainer)
+        check_copies(self.trainer)
 
     def on_train_epoch_end(self) -> None:
         self.resume.on_train_epoch_end(self.trainer)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+
+from lightning_pelt.training.ranks import tensor_ranks
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
 class StepSeed:
@@ -28,6 +35,14 @@ class StepSeed:
         if self.seed is None:
             self.seed = torch.initial_seed()
         return self.seed
+
+    def share(self, trainer: Trainer) -> None:
+        """Let processes with the same batches draw the same numbers; call when a run begins.
+
+        Unless ``seed_everything`` was called, every process starts with a seed of its own.
+        """
+        if tensor_ranks(trainer) > 1:
+            self.seed = int(trainer.strategy.broadcast(self.run_seed()))
 
     def start(self, *, epoch: int, batch: int, rank: int, device: torch.device) -> None:
         """Seed the generators of the CPU and of ``device``."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_pelt.methods.gate import GateLayer
@@ -47,6 +50,34 @@ def check_strategy(trainer: Trainer, attachment: Attachment, task: Task | None =
                 "zero, with which momentum moves them: use "
                 "strategy='ddp_find_unused_parameters_true' or ModelParallelStrategy (FSDP2)"
             )
+
+
+def check_copies(trainer: Trainer) -> None:
+    """Check that processes that split the weights of layers have equal copies of the trained ones.
+
+    Raises:
+        ValueError: they have not, such as a head that each has drawn from its own seed.
+    """
+    if tensor_ranks(trainer) == 1:
+        return
+    named = trainer.lightning_module.named_parameters()
+    trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+    sums = torch.stack([_local(parameter).double().sum() for parameter in trained.values()])
+    every = [torch.empty_like(sums) for _ in range(tensor_ranks(trainer))]
+    mesh = trainer.strategy.device_mesh["tensor_parallel"]  # type: ignore[attr-defined]
+    distributed.all_gather(every, sums, group=mesh.get_group())
+    differ = torch.stack(every).ne(sums).any(0).tolist()
+    if names := [name for name, other in zip(trained, differ, strict=True) if other]:
+        raise ValueError(
+            f"processes that split the base have other values of {names[0]} and of "
+            f"{len(names) - 1} other trained parameters, and would train different models: call "
+            "seed_everything before the module is made"
+        )
+
+
+def _local(parameter: Tensor) -> Tensor:
+    whole = parameter.detach()
+    return whole.to_local() if isinstance(whole, DTensor) else whole
 
 
 def _check_split(attachment: Attachment) -> None:

@@ -64,20 +64,27 @@ def test_other_plans(tmp_path, tiny, plan):
 
 @pytest.mark.slow
 def test_processes_with_the_same_batch_drop_the_same_values(tmp_path):
-    """With dropout, two processes that split the weights take the steps of one."""
+    """With dropout, two processes that split the weights take the steps of one.
+
+    The second starts with another seed than the first.
+    """
     backbone = bert(tmp_path)  # has dropout
-    fit(tmp_path / "one", backbone)
-    run_script(tensor_parallel_steps, str(tmp_path / "two"), backbone, "--plan", "unipelt")
+    fit(tmp_path / "one", backbone, seed=7)
+    arguments = [str(tmp_path / "two"), backbone, "--plan", "unipelt", "--seed", "7"]
+    run_script(tensor_parallel_steps, *arguments)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
 
 
 @pytest.mark.slow
 def test_modules_that_split_themselves(tmp_path):
-    """A Llama with ``split_base``; a BERT whose attention ``parallelize_module`` splits."""
+    """A Llama with ``split_base``; a BERT whose attention ``parallelize_module`` splits.
+
+    A third has heads that differ, and is refused.
+    """
     ways = ["split_base", "parallelize_module"]
     alone, together = str(tmp_path / "alone"), str(tmp_path / "together")
     run_script(tensor_parallel_by_hand, alone, *ways, "--alone")
-    run_script(tensor_parallel_by_hand, together, *ways)
+    run_script(tensor_parallel_by_hand, together, *ways, "other heads")
     for way in ways:
         assert_same(tmp_path / "alone" / f"{way}.ckpt", tmp_path / "together" / f"{way}.ckpt")
 
