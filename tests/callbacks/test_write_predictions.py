@@ -12,6 +12,7 @@ import pytest
 from callbacks.tiny import trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from small import WORDS, bert
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 
@@ -84,7 +85,11 @@ def test_several_loaders_and_streams(tmp_path):
 def test_a_file_for_each_process(tmp_path, capsys):
     for rank in range(2):
         run: Any = SimpleNamespace(
-            log_dir=str(tmp_path), default_root_dir="", world_size=2, global_rank=rank
+            log_dir=str(tmp_path),
+            default_root_dir="",
+            world_size=2,
+            global_rank=rank,
+            strategy=DDPStrategy(),
         )
         batches, indices = [[{"label": "a"}, {"label": "b"}]], [[rank, rank + 2]]
         module: Any = None
@@ -130,7 +135,11 @@ def test_files_of_a_run_with_other_processes_are_named(tmp_path, world, others):
     for name in ("out.jsonl", "out.0.jsonl", "out.1.jsonl", "out.2.jsonl", "out.x.jsonl"):
         (tmp_path / name).write_text("old")
     run: Any = SimpleNamespace(
-        log_dir=str(tmp_path), default_root_dir="", world_size=world, global_rank=0
+        log_dir=str(tmp_path),
+        default_root_dir="",
+        world_size=world,
+        global_rank=0,
+        strategy=DDPStrategy(),
     )
     module: Any = None
     with pytest.warns(UserWarning, match=f"beside those of this run: {', '.join(others)}$"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from matplotlib.figure import Figure
 from profiles.samples import random_profile
 from search.worker_process import SETTINGS, jobs
@@ -43,7 +44,11 @@ def adapters(folder: Path) -> None:
 def predictions(folder: Path) -> None:
     rows = [{"label": "x" * 50} for _ in range(200)]
     trainer: Any = SimpleNamespace(
-        log_dir=str(folder), default_root_dir=str(folder), world_size=1, global_rank=0
+        log_dir=str(folder),
+        default_root_dir=str(folder),
+        world_size=1,
+        global_rank=0,
+        strategy=SingleDeviceStrategy("cpu"),
     )
     WritePredictions().write_on_epoch_end(trainer, None, [rows], [])  # type: ignore[arg-type]
 
