@@ -29,12 +29,12 @@ disable_progress_bars()
 
 
 def bert(folder: Path, **options: Any) -> str:
-    """A headless BERT of two blocks, 16 wide; dropout 0.1 unless ``options`` set another."""
+    """A headless BERT of two blocks, 16 wide, with dropout 0.1, unless ``options`` set others."""
     tokenizer = _tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=options.pop("num_hidden_layers", 2),
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,

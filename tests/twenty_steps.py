@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from small import LABELS, Sentences, bert
 
 from lightning_pelt import (
+    S4,
     XPEFT,
     Adapter,
     BitFit,
@@ -38,7 +39,7 @@ from lightning_pelt.training.phases import Phase
 from lightning_pelt.utils.shards import is_shard
 
 # The second has what lies at the root, base weights that are trained, and two ways to be shared.
-# The last has no gates, and different methods in its blocks.
+# The last two have no gates, and different methods in their blocks.
 PLANS: dict[str, Plan] = {
     "unipelt": UniPELT(),
     "compacter": UniPELT(
@@ -46,6 +47,7 @@ PLANS: dict[str, Plan] = {
     ),
     "xpeft": UniPELT([XPEFT(RandomBank(size=4), k=2), Prefix(length=4), LoRA()]),
     "groups": Plan([Group([Adapter(), LoRA()]), Group([BitFit(), Prefix(length=4)])], norms=True),
+    "s4": S4(budget=2_000),
 }
 COMPILED = {"backend": "eager", "dynamic": True}  # the graphs are the same with every backend
 GLOBAL_BATCH, STEPS, HALF = 4, 20, 8  # HALF lies within the second epoch of five batches
@@ -62,8 +64,10 @@ class Agree(Callback):
                 assert all(torch.equal(own, other) for other in everywhere)
 
 
-def backbone(folder: Path) -> str:
-    return bert(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+def backbone(folder: Path, plan: str = "unipelt") -> str:
+    """A BERT of as many blocks as a plan has groups, at least two."""
+    sizes = {"num_hidden_layers": 4 if plan == "s4" else 2}
+    return bert(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
 
 
 def schedule(plan: Plan) -> GateSchedule:

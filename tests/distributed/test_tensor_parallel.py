@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from twenty_steps import PLANS, assert_same, fit, half, last
+from twenty_steps import PLANS, assert_same, backbone, fit, half, last
 from zoo import build
 
 from lightning_pelt import Contrastive, FullFineTuning, LoRA, Plan, UniPELT, attach, split_base
@@ -56,7 +56,8 @@ def test_a_checkpoint_holds_nothing_of_the_base(one, split):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("plan", [name for name in PLANS if name != "unipelt"])
-def test_other_plans(tmp_path, tiny, plan):
+def test_other_plans(tmp_path, plan):
+    tiny = backbone(tmp_path, plan)
     fit(tmp_path / "one", tiny, plan=plan)
     run_script(tensor_parallel_steps, str(tmp_path / "two"), tiny, "--plan", plan)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
@@ -68,9 +69,9 @@ def test_processes_with_the_same_batch_drop_the_same_values(tmp_path):
 
     The second starts with another seed than the first.
     """
-    backbone = bert(tmp_path)  # has dropout
-    fit(tmp_path / "one", backbone, seed=7)
-    arguments = [str(tmp_path / "two"), backbone, "--plan", "unipelt", "--seed", "7"]
+    dropping = bert(tmp_path)
+    fit(tmp_path / "one", dropping, seed=7)
+    arguments = [str(tmp_path / "two"), dropping, "--plan", "unipelt", "--seed", "7"]
     run_script(tensor_parallel_steps, *arguments)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
 
