@@ -33,6 +33,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from twenty_steps import PLANS, fit, half, last
 
 STRATEGIES = ["ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp1", "fsdp2", "fsdp2_tp"]
+STARTED = ["ddp_spawn", "ddp_fork", "ddp_notebook"]  # run last: as ddp, but for their start
 PRECISIONS = ["32-true", "bf16-mixed", "bf16-true"]
 ONE = "one"
 NAMES = {
@@ -151,6 +152,7 @@ def run(asked: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, str]]:
 def selected(only: Sequence[str] | None, known: Mapping[Cell, str]) -> list[Cell]:
     """The cells to run: all, those that match a pattern, or those without a result."""
     there = [cell for cell in cells() if cell.precision != ON_A_GPU]
+    there.sort(key=lambda cell: (cell.precision in PRECISIONS[1:], cell.strategy in STARTED))
     if only is None:
         return there
     if not only:

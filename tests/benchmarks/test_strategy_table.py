@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import strategy_matrix
-from strategy_matrix import NAMES, NOT_RUN, ON_A_GPU, known_results, page, selected
+from strategy_matrix import NAMES, ON_A_GPU, known_results, page, selected
 from strategy_table import Cell, read_tables, tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
