@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_pelt.training.shard_folders import complete_replacement, complete_replacements
 from lightning_pelt.utils.adapter_format import CONFIG, TENSORS
 
 CKPT_PATH = "--ckpt_path"  # the option of fit, validate, test and predict
@@ -58,6 +59,7 @@ def can_resume(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def _checkpoint_file(path: Path, option: str) -> Path:
+    complete_replacement(path)
     if path.is_dir():
         if (path / SHARDED).is_file():
             return path / SHARDED
@@ -182,6 +184,7 @@ def _runs(folders: Iterable[Path]) -> Iterable[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the newest first."""
+    complete_replacements(folder)
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in files if path.suffix == ".ckpt"), key=_age, reverse=True)
 

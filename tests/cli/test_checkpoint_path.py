@@ -334,6 +334,14 @@ def test_a_folder_of_shards_is_a_checkpoint(capsys):
     plan_command.main(["--config=bare.yaml", "--ckpt_path=shards.ckpt"])
     assert "r=8" in capsys.readouterr().out
 
+    # Killed between the two renames of a replacement.
+    shutil.copytree("shards.ckpt", ".shards.ckpt.part")
+    Path("shards.ckpt").rename(".shards.ckpt.old")
+    with pytest.warns(UserWarning, match=r"shards\.ckpt: the new checkpoint is there now"):
+        plan_command.main(["--config=bare.yaml", "--ckpt_path=shards.ckpt"])
+    assert "r=8" in capsys.readouterr().out
+    assert not Path(".shards.ckpt.old").exists()
+
 
 # -- files that are no checkpoints ------------------------------------------------------------
 
