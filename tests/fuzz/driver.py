@@ -77,7 +77,8 @@ def _child(
     done: Callable[[], Any],
 ) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(TESTS), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     log = folder / "stderr.txt"

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -14,6 +15,8 @@ from typing import Any
 Change = Callable[[bytes, Random], bytes]
 CANARY = "canary"  # file in the working folder that no loader may create
 BINARY = {".safetensors", ".ckpt", ".db", ".parquet", ".arrow", ".bin", ".profile"}
+IMAGES = {".png", ".jpg", ".gif", ".bmp", ".tiff", ".webp"}
+MEDIA_FILES = IMAGES | {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au"}
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, 10**400, 1e308, -0.0, "", "x",
     "é\u202e\x00", "../outside/secret", "/etc/passwd", "'; DROP TABLE profiles; --",
@@ -86,6 +89,24 @@ BYTES: list[Change] = [
     *(flip, flip, truncate, insert, overwrite, duplicate, remove, swap),
     *(replace_by_pickle, replace_by_noise),
 ]
+
+
+def header_number(data: bytes, draw: Random) -> bytes:
+    """Put another number of two or four bytes into the first 64 bytes, as sizes and rates are.
+
+    The checksum of the header of a PNG is computed again.
+    """
+    size = draw.choice([2, 4])
+    at = draw.randrange(max(1, min(64, len(data) - size)))
+    numbers = [0, 1, 7, 255, 2**15, 2 ** (8 * size - 1), 2 ** (8 * size) - 1, 9_000, 30_000, 65_535]
+    new = draw.choice(numbers).to_bytes(size, draw.choice(["little", "big"]))
+    out = data[:at] + new + data[at + size :]
+    if out[:4] == b"\x89PNG":
+        out = out[:29] + zlib.crc32(out[12:29]).to_bytes(4, "big") + out[33:]
+    return out
+
+
+MEDIA: list[Change] = [*BYTES, *[header_number] * 8]
 
 
 # -- JSON -------------------------------------------------------------------------------------
@@ -249,6 +270,8 @@ def changes_of(name: str) -> Sequence[Change]:
         return SAFETENSORS
     if suffix in (".yaml", ".yml"):
         return YAML
+    if suffix in MEDIA_FILES:
+        return MEDIA
     return BYTES if suffix in BINARY else TEXT
 
 
