@@ -4,7 +4,12 @@ No other package of the library reads attribute names of Hugging Face models.
 """
 
 from lightning_pelt.anatomy.discovery import examine
-from lightning_pelt.anatomy.dummy_inputs import base_of, tried_inputs, undisturbed
+from lightning_pelt.anatomy.dummy_inputs import (
+    base_of,
+    default_device,
+    tried_inputs,
+    undisturbed,
+)
 from lightning_pelt.anatomy.experts import grouped, run_experts
 from lightning_pelt.anatomy.initialising import initialise
 from lightning_pelt.anatomy.sites import (
@@ -32,6 +37,7 @@ __all__ = [
     "Stack",
     "StandIns",
     "base_of",
+    "default_device",
     "examine",
     "grouped",
     "initialise",

@@ -100,7 +100,7 @@ def _block_around(
     candidates = [p for p in around if p != recorded.names[attention.module]] or list(around)
     own = {*attention.module.modules(), *(c.module for c in (attention.output,) if c)}
     for path in reversed(candidates):
-        element = recorded.model.get_submodule(path)
+        element = recorded.at(path)
         if any(call.linear and call.module not in own for call in recorded.called(path)):
             return path
         if holds_experts(element, without=own) or _has_equal(recorded, path, attentions):
@@ -110,18 +110,18 @@ def _block_around(
 
 def _has_equal(recorded: RecordedModel, path: str, attentions: list[Attention]) -> bool:
     """Whether another element of the same class in the list at ``path`` holds an attention."""
-    kind = type(recorded.model.get_submodule(path))
+    kind = type(recorded.at(path))
     for attention in attentions:
         for other in recorded.elements[attention.module]:
             beside = other != path and other.rpartition(".")[0] == path.rpartition(".")[0]
-            if beside and type(recorded.model.get_submodule(other)) is kind:
+            if beside and type(recorded.at(other)) is kind:
                 return True
     return False
 
 
 def _is_layer(recorded: RecordedModel, path: str) -> bool:
     """Whether an element is a layer of a transformer: one that is checkpointed, or has a norm."""
-    module = recorded.model.get_submodule(path)
+    module = recorded.at(path)
     return isinstance(module, GradientCheckpointingLayer) or any(map(is_norm, module.modules()))
 
 

@@ -84,8 +84,8 @@ def _has_idle_twin(recorded: RecordedModel, path: str, each: FeedForward) -> boo
     owner = inner.rpartition(".")[0] if each.last else inner
     if not owner.startswith(f"{path}."):
         return False
-    own = recorded.model.get_submodule(owner)
-    beside = recorded.model.get_submodule(owner.rpartition(".")[0]).children()
+    own = recorded.at(owner)
+    beside = recorded.at(owner.rpartition(".")[0]).children()
     twins = [recorded.first.get(m) for m in beside if type(m) is type(own) and m is not own]
     return any(call is None or not call.inputs or not read_by(call).numel() for call in twins)
 
@@ -107,7 +107,7 @@ def _whole(recorded: RecordedModel, path: str, last: Call, without: Set[nn.Modul
     """
     whole, outer = last, recorded.names[last.module].rpartition(".")[0]
     while outer.startswith(f"{path}."):
-        modules = list(recorded.model.get_submodule(outer).modules())
+        modules = list(recorded.at(outer).modules())
         call = recorded.first.get(modules[0])
         if call is None or any("Norm" in type(m).__name__ or m in without for m in modules):
             break
@@ -147,7 +147,7 @@ def _size(feed_forward: FeedForward) -> int:
 
 def width_of(recorded: RecordedModel, path: str) -> int | None:
     """Width of what the block at ``path`` returns; None if it does not run."""
-    call = recorded.first.get(recorded.model.get_submodule(path))
+    call = recorded.first.get(recorded.at(path))
     output = None if call is None else call.output
     return None if output is None or output.dim() < 2 else output.shape[-1]
 

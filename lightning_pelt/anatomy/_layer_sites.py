@@ -45,7 +45,7 @@ def block_sites(recorded: RecordedModel, positions: dict[str, Position]) -> list
     """The output of every block that returns (B, T, d): the residual stream."""
     sites = []
     for path, (stack, index) in positions.items():
-        module = recorded.model.get_submodule(path)
+        module = recorded.at(path)
         call = recorded.first.get(module)
         if call is None or not recorded.is_live(module):
             continue

@@ -56,10 +56,9 @@ def _is_known_in_time(
     LXMERT's words and regions attend to each other first, PEGASUS-X runs a feed-forward on global
     tokens too, and CANINE an attention on every part of a text.
     """
-    model = recorded.model
-    known = recorded.order[model.get_submodule(mask.path)]
+    known = recorded.order[recorded.at(mask.path)]
     for site in sites:
-        module = model.get_submodule(site.source.path)
+        module = recorded.at(site.source.path)
         if recorded.order[module] < known or recorded.repeats(module, block):
             return False
     return True
@@ -67,7 +66,7 @@ def _is_known_in_time(
 
 def _mask_argument(recorded: RecordedModel, path: str) -> MaskArgument | None:
     """Which argument of the attention module at ``path`` is its mask."""
-    module = recorded.model.get_submodule(path)
+    module = recorded.at(path)
     names = list(inspect.signature(module.forward).parameters)
     for name in ("attention_mask", "mask", "attn_mask"):
         if name in names:

@@ -34,7 +34,7 @@ def find_mixtures(
         width: of the residual stream.
     """
     found: dict[nn.Module, Call] = {}
-    block = recorded.model.get_submodule(path)
+    block = recorded.at(path)
     for name, module in block.named_modules():
         stacked = _is_stacked(module)
         if module in without or not (stacked or _stand_beside(recorded, module, width)):

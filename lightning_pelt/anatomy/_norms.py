@@ -12,9 +12,10 @@ from lightning_pelt.anatomy.sites import PostNorm, Source
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm with a weight vector, such as LayerNorm or RMSNorm."""
+    if "Norm" not in type(module).__name__ or any(True for _ in module.children()):
+        return False
     weight = getattr(module, "weight", None)
-    leaf = not any(True for _ in module.children())
-    return leaf and "Norm" in type(module).__name__ and weight is not None and weight.dim() == 1
+    return weight is not None and weight.dim() == 1
 
 
 def find_post_norm(

@@ -109,7 +109,7 @@ class _Main:
     def __init__(self, recorded: RecordedModel, call: AttentionCall) -> None:
         self.recorded = recorded
         self.first = next(iter(recorded.first[call.module].inputs.values()), None)
-        block = recorded.model.get_submodule(recorded.elements[call.module][-1])
+        block = recorded.at(recorded.elements[call.module][-1])
         around = recorded.first.get(block)
         self.hidden = [] if around is None else list(around.inputs.values())[:1]
 
@@ -148,7 +148,7 @@ def _inside(recorded: RecordedModel, module: nn.Module) -> set[nn.Module]:
     parent = path.rpartition(".")[0]
     elements = recorded.elements[module]
     around = path if parent in elements or path in elements or not parent else parent
-    return set(recorded.model.get_submodule(around).modules())
+    return set(recorded.at(around).modules())
 
 
 def _output(recorded: RecordedModel, attention: AttentionCall, origin: Tensor) -> Call | None:
@@ -203,7 +203,7 @@ def attention_role(recorded: RecordedModel, block: str, attention: Attention) ->
     """
     if not {"query", "key"} <= attention.projections.keys():
         return "attention"
-    call = recorded.first.get(recorded.model.get_submodule(block))
+    call = recorded.first.get(recorded.at(block))
     given = call.inputs.values() if call is not None else ()
     tensors = [tensor for tensor in given if tensor.grad_fn is not None]
     read = [read_by(attention.projections[name].call) for name in ("query", "key")]

@@ -35,7 +35,9 @@ class RecordedModel:
 
     def __init__(self, model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> None:
         self.model = model
-        self.names = {module: name for name, module in model.named_modules()}
+        self._at = dict(model.named_modules())
+        self.names = {module: name for name, module in self._at.items()}
+        self._called: dict[str, list[Call]] = {}  # by path
         recording = record(model, inputs)
         self.batch, self.words = recording.batch, recording.words
         self.calls: list[Call] = recording.calls
@@ -49,6 +51,11 @@ class RecordedModel:
         self._counts = Counter(call.module for call in self.calls)
         self.elements = self._elements()
         self.ancestry = Ancestry(recording)
+
+    def at(self, path: str) -> nn.Module:
+        """The module at ``path``, which may be another path than in :attr:`names`."""
+        found = self._at.get(path)
+        return self.model.get_submodule(path) if found is None else found
 
     def _elements(self) -> dict[nn.Module, tuple[str, ...]]:
         around: dict[nn.Module, tuple[str, ...]] = {}
@@ -76,13 +83,16 @@ class RecordedModel:
 
     def below(self, path: str) -> list[nn.Module]:
         """The modules at and below ``path``, without those that have their first path elsewhere."""
-        modules = self.model.get_submodule(path).modules()
+        modules = self.at(path).modules()
         return [m for m in modules if f"{self.names[m]}.".startswith(f"{path}.")]
 
     def called(self, path: str) -> list[Call]:
         """The first calls of the modules at and below ``path``, in network order."""
-        modules = [m for m in self.model.get_submodule(path).modules() if m in self.first]
-        return [self.first[module] for module in sorted(modules, key=self.order.__getitem__)]
+        if path not in self._called:
+            modules = [m for m in self.at(path).modules() if m in self.first]
+            modules.sort(key=self.order.__getitem__)
+            self._called[path] = [self.first[module] for module in modules]
+        return self._called[path]
 
     def is_live(self, module: nn.Module) -> bool:
         """Whether the model's output is computed from that of a module which was called.
@@ -95,7 +105,7 @@ class RecordedModel:
 
     def repeats(self, module: nn.Module, block: str) -> bool:
         """Whether a module of the block at the path ``block`` runs more often than the block."""
-        around = self.model.get_submodule(block)
+        around = self.at(block)
         return self._counts[module] > max(1, self._counts[around])
 
     def runs_once(self, module: nn.Module) -> bool:
@@ -120,7 +130,7 @@ class RecordedModel:
 
     def tensor(self, source: Source) -> Tensor:
         """The recorded tensor of ``source``."""
-        return self.first[self.model.get_submodule(source.path)].inputs[source.argument]
+        return self.first[self.at(source.path)].inputs[source.argument]
 
 
 def _has_graph(call: Call) -> bool:

@@ -130,7 +130,7 @@ def _caller(recorded: RecordedModel, listed: Sequence[str]) -> str:
     """Path of the innermost module that is called and runs all blocks of a stack."""
     path = listed[0].rpartition(".")[0]
     while path:
-        called = recorded.model.get_submodule(path) in recorded.first
+        called = recorded.at(path) in recorded.first
         if called and all(block.startswith(f"{path}.") for block in listed):
             break
         path = path.rpartition(".")[0]

@@ -49,12 +49,14 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         >>> [site.label for site in anatomy.sites if site.block == 0]  # doctest: +ELLIPSIS
         ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
     """
-    with StandIns(model):
-        return _examine(model, inputs)
+    return _examine(model, inputs, StandIns(model))
 
 
-def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatomy:
-    recorded = RecordedModel(model, inputs)
+def _examine(
+    model: PreTrainedModel, inputs: dict[str, Tensor] | None, stand_ins: StandIns
+) -> Anatomy:
+    with stand_ins:
+        recorded = RecordedModel(model, inputs)
     blocks = find_blocks(recorded, find_attentions(recorded))
     if not blocks.lists:
         raise ValueError(f"no attention found in {type(model).__name__}: {_why_none(recorded)}")
@@ -67,6 +69,8 @@ def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatom
         *block_sites(recorded, positions),
     ]
     masks, unread = find_masks(recorded, stacks, sublayers)
+    with stand_ins:
+        rowless = without_rows(recorded, stacks, sublayers, inputs)
     return Anatomy(
         model_type=model.config.model_type,
         width=next(site.d_out for site in sublayers if site.kind in SUBLAYERS),
@@ -74,7 +78,7 @@ def _examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None) -> Anatom
         sites=tuple(sites),
         masks=masks,
         unread=unread,
-        rowless=without_rows(recorded, stacks, sublayers, inputs),
+        rowless=rowless,
         idle=idle_lists(recorded),
         embeddings=embedding_sites(model, recorded.first),
         parameters=_backbone_size(model),
@@ -108,7 +112,7 @@ def _sublayer_sites(recorded: RecordedModel, blocks: Blocks, stacks: list[Stack]
                 # A block may return several streams side by side (hyper-connections).
                 next(iter(known)) if len(known) == 1 else width_of(recorded, path)
             )
-            live = recorded.is_live(recorded.model.get_submodule(path))
+            live = recorded.is_live(recorded.at(path))
             if width is None or not live:  # not called, or returns no sequence, or nothing reads it
                 continue
             block = SublayerSites(recorded, path, Position(stack.name, number), width)
@@ -125,7 +129,7 @@ def _sublayer_sites(recorded: RecordedModel, blocks: Blocks, stacks: list[Stack]
 def _with_residuals(recorded: RecordedModel, path: str, sites: list[Site]) -> list[Site]:
     """The sites of a block, with the residuals of its sublayers."""
     last = [s for s in sites if s.kind == "ffn" or s.kind.endswith("attention.output")]
-    outputs = [recorded.first[recorded.model.get_submodule(site.path)] for site in last]
+    outputs = [recorded.first[recorded.at(site.path)] for site in last]
     residuals = dict(zip(last, find_residuals(recorded, path, outputs), strict=True))
     return [replace(site, residual=residuals.get(site)) for site in sites]
 

@@ -1,12 +1,13 @@
-"""Stand-ins: what runs in place of the tensors of a model on the meta device.
+"""Stand-ins: what runs in place of the tensors of a model on the meta device, or of large ones.
 
 Vectors and buffers have the values that the model starts with, and matrices are those of
-:mod:`._overlapping`: neither memory nor time grows with the number of their elements.
+:mod:`._overlapping`: neither memory nor time grows with the number of their elements. In a model
+with values these stand for its large matrices, so that a forward does not read all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightning_pelt.anatomy.dummy_inputs.running import configurations
 from lightning_pelt.anatomy.initialising import initialise
 
 NOISE = 0.1  # that biases and norms differ from zero and one
+LARGE = 1 << 17  # elements of a matrix whose product with a few rows takes longer than a stand-in's
 EXPERTS = "_experts_implementation_internal"  # in configurations
 
 
@@ -28,16 +30,19 @@ def is_without_values(model: nn.Module) -> bool:
     Accelerate's hooks do so where a model is offloaded.
     """
     tensors = (*model.parameters(), *model.buffers())
-    return any(tensor.is_meta for tensor in tensors) and not any(
-        "_hf_hook" in vars(module) for module in model.modules()
-    )
+    return any(tensor.is_meta for tensor in tensors) and not _are_fetched(model.modules())
+
+
+def _are_fetched(modules: Iterable[nn.Module]) -> bool:
+    return any("_hf_hook" in vars(module) for module in modules)
 
 
 class StandIns:
-    """A context in which a model without values runs. Other models stay as they are.
+    """A context in which a model without values runs. Of others it replaces large matrices.
 
     Args:
         model: keeps its tensors, which are back in their places outside of the context.
+        large: number of elements from which on matrices are replaced in a model with values.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -50,20 +55,27 @@ class StandIns:
         'meta'
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, large: int = LARGE) -> None:
         self.model = model
+        modules = list(model.modules())
+        places = [place for module in modules for place in _places(module)]
         self._places: list[_Place] = []
-        if is_without_values(model):
+        if _are_fetched(modules):
+            pass
+        elif any(place.tensor.is_meta for place in places):
             # Parameters of torch.Tensor(size) are on the CPU also of a model on the meta device,
             # without values (ImageGPT, XLNet).
-            every = any(parameter.is_meta for parameter in model.parameters())
-            places = (place for module in model.modules() for place in _places(module))
+            every = any(place.tensor.is_meta for place in places if place.is_parameter)
             self._places = [p for p in places if p.tensor.is_meta or (every and p.is_parameter)]
+        elif all(_is_ordinary(place.tensor) for place in places if place.is_parameter):
+            self._places = [p for p in places if _is_matrix(p.tensor) and p.tensor.numel() >= large]
+        self._made: dict[int, Tensor] | None = None  # in the first context
         self._active: ExitStack | None = None
 
     def __enter__(self) -> StandIns:
         if self._places:
-            self._prepare()
+            if self._made is None:
+                self._made = self._prepare()
             self._active = ExitStack()
             self._active.enter_context(self._in_place())
         return self
@@ -88,6 +100,7 @@ class StandIns:
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
+        assert self._made is not None
         for place in self._places:
             place.put(self._made[id(place.tensor)])
         try:
@@ -97,11 +110,21 @@ class StandIns:
             for place in self._places:
                 place.put(place.tensor)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> dict[int, Tensor]:
+        """What stands for each tensor, by its id."""
         tensors = {id(place.tensor): place.tensor for place in self._places}
         small = {i: t for i, t in tensors.items() if not _is_matrix(t)}
         made = {i: _like(t, _start(t)) for i, t in small.items()}
-        self._made = made
+        if made:
+            self._initialise(made)
+        matrices = {i: t for i, t in tensors.items() if i not in made}
+        self._rows = rows_for(matrices.values())
+        for number, (i, tensor) in enumerate(matrices.items()):
+            made[i] = _like(tensor, overlapping(tensor, self._rows[tensor.dtype], number))
+        return made
+
+    def _initialise(self, made: dict[int, Tensor]) -> None:
+        """Give vectors and buffers the values that the model starts with, and noise."""
         for place in self._places:
             if id(place.tensor) in made:
                 place.put(made[id(place.tensor)])
@@ -117,10 +140,11 @@ class StandIns:
                 if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
                     noise = torch.randn(tensor.shape, generator=draw, device="cpu")
                     tensor.add_(noise.to(tensor), alpha=NOISE)
-        matrices = {i: t for i, t in tensors.items() if i not in made}
-        self._rows = rows_for(matrices.values())
-        for number, (i, tensor) in enumerate(matrices.items()):
-            made[i] = _like(tensor, overlapping(tensor, self._rows[tensor.dtype], number))
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether a tensor is one of plain numbers in the memory of the CPU."""
+    return tensor.is_cpu and type(tensor.data) is Tensor and tensor.layout is torch.strided
 
 
 class _Place:
@@ -130,9 +154,10 @@ class _Place:
         self.module, self.table, self.name = module, table, name
         self.tensor: Tensor = getattr(module, table)[name]
         self.is_parameter = isinstance(self.tensor, nn.Parameter)
+        self.is_listed = "_flat_weights" in vars(module)  # recurrent layers keep a list of theirs
 
     def put(self, tensor: Tensor) -> None:
-        if hasattr(self.module, "_flat_weights"):  # recurrent layers keep a list of theirs
+        if self.is_listed:
             setattr(self.module, self.name, tensor)
         else:
             getattr(self.module, self.table)[self.name] = tensor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_pelt.anatomy import examine
+from lightning_pelt.anatomy import default_device, examine
 from lightning_pelt.attach import state_dict_hooks
 from lightning_pelt.attach.attachment import (
     ATTACHMENT,
@@ -163,7 +163,7 @@ def _attach(
     frozen.samples = BaseSamples.of(tensors)
     try:
         # Built on the CPU, by its generator: torch.manual_seed would seed those of all devices.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]), default_device(torch.device("cpu")):
             built = build_and_try(
                 model, lambda: Builder(model, anatomy, seed).build(placed), example_inputs
             )

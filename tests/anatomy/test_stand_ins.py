@@ -101,6 +101,41 @@ def test_a_model_with_values_computes_with_them() -> None:
             assert torch.equal(model(given).logits, expected)
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_stand_ins_of_loaded_matrices_do_not_change_the_anatomy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = examine(build(name))
+    monkeypatch.setitem(StandIns.__init__.__kwdefaults__, "large", 1)
+    assert examine(build(name)) == expected
+
+
+def test_large_matrices_of_a_loaded_model_are_replaced_for_a_while() -> None:
+    model = tiny_bert()
+    before = list(model.parameters())
+    with StandIns(model, large=1024):
+        inside = list(model.parameters())
+    for parameter, other in zip(before, inside, strict=True):
+        assert (other is parameter) == (parameter.dim() < 2 or parameter.numel() < 1024)
+        assert other.shape == parameter.shape
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_parameters_of_other_kinds_stay() -> None:
+    """Such as quantised ones, which kernels read."""
+    model = tiny_bert()
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    layer.bias = nn.Parameter(layer.bias.detach().as_subclass(_Other), requires_grad=False)
+    before = list(model.parameters())
+    with StandIns(model, large=1):
+        assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+
+
+class _Other(torch.Tensor):
+    """A tensor of another library."""
+
+
 def test_buffers_and_norms_are_those_that_the_model_starts_with() -> None:
     """Rotary frequencies decide nothing here, but a mask among the buffers would."""
     with torch.device("meta"):

@@ -5,7 +5,13 @@ layers state how wide that is. No family is known by its name.
 """
 
 from lightning_pelt.anatomy.dummy_inputs.candidates import base_of
-from lightning_pelt.anatomy.dummy_inputs.running import INTERFACE, on, rows_of, undisturbed
+from lightning_pelt.anatomy.dummy_inputs.running import (
+    INTERFACE,
+    default_device,
+    on,
+    rows_of,
+    undisturbed,
+)
 from lightning_pelt.anatomy.dummy_inputs.trying import (
     cannot_be_examined,
     dummy_inputs,
@@ -17,6 +23,7 @@ __all__ = [
     "INTERFACE",
     "base_of",
     "cannot_be_examined",
+    "default_device",
     "dummy_inputs",
     "first_that_runs",
     "on",
