@@ -28,6 +28,7 @@ class RecordedModel:
         ancestry: of all recorded tensors.
         batch: number of rows of the inputs.
         words: numbers of tokens in the rows of those inputs that are integers.
+        at_once: whether no other inputs were tried before.
 
     Raises:
         ValueError: as :func:`lightning_pelt.anatomy.recording.record`.
@@ -40,6 +41,7 @@ class RecordedModel:
         self._called: dict[str, list[Call]] = {}  # by path
         recording = record(model, inputs)
         self.batch, self.words = recording.batch, recording.words
+        self.at_once = recording.at_once
         self.calls: list[Call] = recording.calls
         self.attention_calls: list[AttentionCall] = recording.attention_calls
         self.first: dict[nn.Module, Call] = {}

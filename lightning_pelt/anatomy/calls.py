@@ -61,6 +61,7 @@ class Recording:
         batch: number of rows of the inputs.
         words: numbers of tokens in the rows of those inputs that are integers.
         outputs: the floating-point tensors that the model returns.
+        at_once: whether no other inputs were tried before.
     """
 
     batch: int = 1
@@ -68,6 +69,7 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     attention_calls: list[AttentionCall] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    at_once: bool = True
 
 
 def is_linear(module: nn.Module) -> bool:

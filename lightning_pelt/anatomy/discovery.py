@@ -28,17 +28,29 @@ from lightning_pelt.anatomy.dummy_inputs import base_of
 from lightning_pelt.anatomy.embeddings import embedding_sites
 from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, Site, Stack
 from lightning_pelt.anatomy.stand_ins import StandIns
+from lightning_pelt.anatomy.structure import Remembered
 from lightning_pelt.utils.quantised import count
+
+KNOWN: Remembered[Anatomy] = Remembered()
 
 
 @torch.enable_grad()
-def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> Anatomy:
+def examine(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor] | None = None,
+    *,
+    stand_ins: StandIns | None = None,
+) -> Anatomy:
     """Find the stacks, blocks and sites of a Hugging Face model by one forward.
+
+    The anatomies of the last structures are remembered: another model of equal structure does not
+    run.
 
     Args:
         model: is left as it was. It may be on the meta device: what is found is the same.
         inputs: keyword arguments of ``model``; by default the smallest ones of its base: a few
             words, an image, or a short sound.
+        stand_ins: of the model, if there are any already.
 
     Raises:
         ValueError: no block has an attention, or the model does not run on the inputs.
@@ -49,12 +61,20 @@ def examine(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> 
         >>> [site.label for site in anatomy.sites if site.block == 0]  # doctest: +ELLIPSIS
         ['query', 'key', 'value', 'attention', 'output', 'ffn.in', 'ffn.out', 'ffn', ...]
     """
-    return _examine(model, inputs, StandIns(model))
+    stand_ins = stand_ins or StandIns(model)
+    structure = stand_ins.structure if inputs is None else None
+    anatomy = KNOWN.get(structure)
+    if anatomy is None:
+        anatomy, at_once = _examine(model, inputs, stand_ins)
+        if at_once:  # else there are warnings of what did not run
+            KNOWN.put(structure, anatomy)
+    return anatomy
 
 
 def _examine(
     model: PreTrainedModel, inputs: dict[str, Tensor] | None, stand_ins: StandIns
-) -> Anatomy:
+) -> tuple[Anatomy, bool]:
+    """The anatomy, and whether the model has run on the first inputs."""
     with stand_ins:
         recorded = RecordedModel(model, inputs)
     blocks = find_blocks(recorded, find_attentions(recorded))
@@ -71,7 +91,7 @@ def _examine(
     masks, unread = find_masks(recorded, stacks, sublayers)
     with stand_ins:
         rowless = without_rows(recorded, stacks, sublayers, inputs)
-    return Anatomy(
+    anatomy = Anatomy(
         model_type=model.config.model_type,
         width=next(site.d_out for site in sublayers if site.kind in SUBLAYERS),
         stacks=tuple(stacks),
@@ -83,6 +103,7 @@ def _examine(
         embeddings=embedding_sites(model, recorded.first),
         parameters=_backbone_size(model),
     )
+    return anatomy, recorded.at_once
 
 
 def _why_none(recorded: RecordedModel) -> str:

@@ -33,7 +33,9 @@ def record(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> R
     """
     base = base_of(model)
     if inputs is None:
-        return first_that_runs(base, lambda given: _recorded(base, base, given))
+        recording, at_once = first_that_runs(base, lambda given: _recorded(base, base, given))
+        recording.at_once = at_once
+        return recording
     try:
         return _recorded(base, model, on(model, inputs))
     except Exception as error:

@@ -2,13 +2,14 @@
 
 Vectors and buffers have the values that the model starts with, and matrices are those of
 :mod:`._overlapping`: neither memory nor time grows with the number of their elements. In a model
-with values these stand for its large matrices, so that a forward does not read all of them.
+with values that has large ones, these stand for them, so that a forward does not read them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from transformers import PreTrainedModel
 from lightning_pelt.anatomy._overlapping import Products, overlapping, rows_for
 from lightning_pelt.anatomy.dummy_inputs.running import configurations
 from lightning_pelt.anatomy.initialising import initialise
+from lightning_pelt.anatomy.structure import structure_of
 
 NOISE = 0.1  # that biases and norms differ from zero and one
-LARGE = 1 << 17  # elements of a matrix whose product with a few rows takes longer than a stand-in's
+LARGE = 1 << 17  # elements of a matrix; a product of fewer with a few rows is as fast as it is
 EXPERTS = "_experts_implementation_internal"  # in configurations
 
 
@@ -38,11 +40,11 @@ def _are_fetched(modules: Iterable[nn.Module]) -> bool:
 
 
 class StandIns:
-    """A context in which a model without values runs. Of others it replaces large matrices.
+    """A context in which a model without values runs. Of large ones it replaces the matrices.
 
     Args:
         model: keeps its tensors, which are back in their places outside of the context.
-        large: number of elements from which on matrices are replaced in a model with values.
+        large: number of elements of a matrix from which on a model with values is large.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -68,7 +70,10 @@ class StandIns:
             every = any(place.tensor.is_meta for place in places if place.is_parameter)
             self._places = [p for p in places if p.tensor.is_meta or (every and p.is_parameter)]
         elif all(_is_ordinary(place.tensor) for place in places if place.is_parameter):
-            self._places = [p for p in places if _is_matrix(p.tensor) and p.tensor.numel() >= large]
+            matrices = [place for place in places if _is_matrix(place.tensor)]
+            # Small ones too: what is found then depends on none, not on that of a new head either.
+            if any(place.tensor.numel() >= large for place in matrices):
+                self._places = matrices
         self._made: dict[int, Tensor] | None = None  # in the first context
         self._active: ExitStack | None = None
 
@@ -84,6 +89,11 @@ class StandIns:
         if self._active is not None:
             self._active.close()
             self._active = None
+
+    @cached_property
+    def structure(self) -> Hashable:
+        """The structure of the model when it is first asked for, see :func:`structure_of`."""
+        return structure_of(self.model, [place.tensor for place in self._places])
 
     @contextmanager
     def suspended(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_pelt.anatomy import default_device, examine
+from lightning_pelt.anatomy import StandIns, default_device, examine
 from lightning_pelt.attach import state_dict_hooks
 from lightning_pelt.attach.attachment import (
     ATTACHMENT,
@@ -25,7 +25,7 @@ from lightning_pelt.attach.dequantising import keep_layout
 from lightning_pelt.attach.fingerprint import fingerprint
 from lightning_pelt.attach.freezing import freeze, head_names, named_tensors
 from lightning_pelt.attach.half_precision import keep_in_fp32
-from lightning_pelt.attach.names import plain, tensor_names
+from lightning_pelt.attach.names import plain, saves_otherwise, tensor_names
 from lightning_pelt.attach.saving import PushToHub, SavePretrained
 from lightning_pelt.attach.sharded import refuse_shards
 from lightning_pelt.attach.state_dict_hooks import SEVERAL
@@ -154,7 +154,8 @@ def _attach(
     """:func:`attach` for a model without a plan."""
     awaited = Awaited.of(model, seed)
     keep_layout(model)
-    anatomy = examine(model, example_inputs)
+    stand_ins = StandIns(model)
+    anatomy = examine(model, example_inputs, stand_ins=stand_ins)
     placed = plan.place(anatomy)
     log_left_out(plan, anatomy, placed)
     frozen = freeze(model, plan, anatomy, head)
@@ -165,7 +166,11 @@ def _attach(
         # Built on the CPU, by its generator: torch.manual_seed would seed those of all devices.
         with torch.random.fork_rng(devices=[]), default_device(torch.device("cpu")):
             built = build_and_try(
-                model, lambda: Builder(model, anatomy, seed).build(placed), example_inputs
+                model,
+                plan,
+                lambda: Builder(model, anatomy, seed).build(placed),
+                example_inputs,
+                stand_ins=stand_ins,
             )
     except BaseException:
         frozen.restore(model)
@@ -218,19 +223,23 @@ def _install(attachment: Attachment) -> None:
     saving = {"save_pretrained": SavePretrained(model), "push_to_hub": PushToHub(model)}
     for name, value in {ATTACHMENT: attachment, **saving}.items():
         undo.append(_Attribute(model, name, value))
+    otherwise = saves_otherwise(model)
     undo += state_dict_hooks.install(model)
     own = [n for n, p in model.named_parameters() if p.requires_grad and CHILD not in n.split(".")]
     undo += keep_in_fp32(model, own)
-    try:
-        state_dict_hooks.refuse_unsaved(model, attachment.owned)
-    except ValueError:
-        attachment.detach()
-        raise
+    if otherwise:
+        try:
+            state_dict_hooks.refuse_unsaved(model, attachment.owned)
+        except ValueError:
+            attachment.detach()
+            raise
 
 
 def _names(model: nn.Module) -> set[str]:
     """The names of everything that a state dict of ``model`` may hold, without wrappers."""
-    names = {*model.state_dict(), *tensor_names(model)}
+    names = tensor_names(model)
+    if saves_otherwise(model):
+        names |= model.state_dict().keys()
     return {plain(name) for name in names}
 
 

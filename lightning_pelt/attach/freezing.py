@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -100,9 +100,10 @@ def freeze(
     """
     new, default = new_parameters(model, anatomy), head_names(model, None)
     frozen = Frozen(default | new if head is None else head_names(model, head))
-    _refuse_quantised(model, frozen.head, plan)
-    frozen.trained_before = {n: p.requires_grad for n, p in named_parameters(model).items()}
-    for name, parameter in named_parameters(model).items():
+    named = named_parameters(model)
+    _refuse_quantised(named, frozen.head, plan)
+    frozen.trained_before = {name: p.requires_grad for name, p in named.items()}
+    for name, parameter in named.items():
         in_head = name in frozen.head
         parameter.requires_grad_(plan.train_base or in_head)
         frozen.head_size += parameter.numel() if in_head else 0
@@ -121,13 +122,13 @@ def freeze(
     return frozen
 
 
-def _refuse_quantised(model: PreTrainedModel, head: frozenset[str], plan: Plan) -> None:
+def _refuse_quantised(named: Mapping[str, nn.Parameter], head: frozenset[str], plan: Plan) -> None:
     """Raise if weights that are to be trained are quantised.
 
     Raises:
         ValueError: the message names one of them.
     """
-    for name, parameter in named_parameters(model).items():
+    for name, parameter in named.items():
         kind = kind_of(parameter) if plan.train_base or name in head else None
         if kind is None:
             continue

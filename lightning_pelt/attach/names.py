@@ -12,6 +12,8 @@ WRAPPERS = ("_fsdp_wrapped_module.", "_orig_mod.", "_checkpoint_wrapped_module."
 # the mark, no state may replace a tensor of the base.
 TRAINED = ".pelt_trained"
 
+SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
+
 
 def plain(name: str) -> str:
     """A state-dict name without the parts that wrappers insert."""
@@ -35,6 +37,19 @@ def tensor_names(module: nn.Module) -> set[str]:
                 # These two wrappers take their part out of state dicts, torch.compile does not.
                 names.add(full.replace(WRAPPERS[0], "").replace(WRAPPERS[2], ""))
     return names
+
+
+def saves_otherwise(module: nn.Module) -> bool:
+    """Whether the state dict of ``module`` may have other names than :func:`tensor_names`.
+
+    A module inside may override ``state_dict`` or what it calls, or have hooks that change it.
+    """
+    modules = list(module.modules())
+    classes = dict.fromkeys(map(type, modules))
+    pairs = ((getattr(cls, name), getattr(nn.Module, name)) for cls in classes for name in SAVING)
+    return any(own is not usual for own, usual in pairs) or any(
+        each._state_dict_hooks or each._state_dict_pre_hooks for each in modules
+    )
 
 
 def below(state: dict, prefix: str) -> list[tuple[str, str]]:

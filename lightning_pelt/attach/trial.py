@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -13,27 +13,46 @@ from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import StandIns, tried_inputs, undisturbed
 from lightning_pelt.anatomy.dummy_inputs import rows_of
+from lightning_pelt.anatomy.structure import Remembered, functions_of, plain_data
 from lightning_pelt.attach.builder import CHILD, Built
+from lightning_pelt.plans.plan import Plan
+
+# The functions of the submodules with which a model has run, by its structure and the plan.
+RAN: Remembered[Hashable] = Remembered()
 
 
 def build_and_try(
-    model: PreTrainedModel, build: Callable[[], Built], inputs: dict[str, Tensor] | None
+    model: PreTrainedModel,
+    plan: Plan,
+    build: Callable[[], Built],
+    inputs: dict[str, Tensor] | None,
+    *,
+    stand_ins: StandIns,
 ) -> Built:
     """Build a plan, and run the model on it once, in eval mode and without gradients.
 
-    A model on the meta device runs on stand-ins of its weights.
+    A model on the meta device runs on stand-ins of its weights. One whose structure has run with an
+    equal plan before does not run again.
 
     Args:
         model: the model that ``build`` changes. Its modes, its gradients and the global random
             state stay as they are.
+        plan: the plan.
         build: puts the plan on the model.
         inputs: example inputs of the model; None for dummy inputs.
+        stand_ins: of the model.
 
     Raises:
         ValueError: the model runs on the inputs without the plan only. The message names the
             site; the model is then as it was.
     """
-    with StandIns(model) as stand_ins:
+    known = _known(plan, stand_ins) if inputs is None else None
+    if (functions := RAN.get(known)) is not None:
+        built = build()
+        if _functions(built) == functions:
+            return built
+        _undo(built)
+    with stand_ins:
         for runner, given in tried_inputs(model, inputs):
             with stand_ins.suspended():  # methods may read the weights
                 built = build()
@@ -44,6 +63,7 @@ def build_and_try(
                 _undo(built)
                 raise
             if error is None:
+                RAN.put(known, _functions(built))
                 return built
             _undo(built)
             if _error(runner, given, Built()) is None:
@@ -53,6 +73,20 @@ def build_and_try(
                     "sites=..., or leave out the method"
                 ) from error
     return build()  # the model does not run on these inputs either, so they tell nothing
+
+
+def _known(plan: Plan, stand_ins: StandIns) -> Hashable:
+    """The model and the plan as a key; None if they cannot be told from others."""
+    data = plain_data([type(plan), vars(plan)])
+    if stand_ins.structure is None or data is None:
+        return None
+    return stand_ins.structure, data, functions_of([type(plan), *map(type, plan.methods)])
+
+
+def _functions(built: Built) -> Hashable:
+    modules = [module for modules in built.submodules.values() for module in modules]
+    layers = [gate.layer for gate in built.gates.values()]
+    return functions_of(type(inner) for each in [*modules, *layers] for inner in each.modules())
 
 
 def _error(runner: PreTrainedModel, inputs: dict[str, Any], built: Built) -> Exception | None:

@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 SHOWN = 4  # failures in a message
 
 
-def first_that_runs(model: PreTrainedModel, run: Callable[[Inputs], Result]) -> Result:
+def first_that_runs(model: PreTrainedModel, run: Callable[[Inputs], Result]) -> tuple[Result, bool]:
     """The result of ``run`` on the first candidate of ``model`` on which it raises nothing.
 
-    A warning names the towers that are left out.
+    And whether that is the first of all. Else a warning names the towers that are left out.
 
     Raises:
         ValueError: every candidate fails; the message names them and their errors.
@@ -41,7 +41,7 @@ def first_that_runs(model: PreTrainedModel, run: Callable[[Inputs], Result]) -> 
             left_out = dict.fromkeys(candidate.given, reason) | left_out
             continue
         _tell_left_out(model, {n: left_out[n] for n in left_out if n not in candidate.given})
-        return result
+        return result, not failed
     listed = [f"{inputs} with {reason}" for reason, inputs in failed.items()][:SHOWN]
     raise cannot_be_examined(model, f"a dummy input: {'; '.join(listed)}") from first
 
@@ -92,7 +92,7 @@ def dummy_inputs(model: PreTrainedModel) -> Inputs:
             model(**inputs)
         return inputs
 
-    return first_that_runs(model, run)
+    return first_that_runs(model, run)[0]
 
 
 def tried_inputs(
