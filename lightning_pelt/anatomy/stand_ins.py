@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -76,6 +77,16 @@ class StandIns:
                 self._places = matrices
         self._made: dict[int, Tensor] | None = None  # in the first context
         self._active: ExitStack | None = None
+
+    def beside(self, modules: Iterable[nn.Module]) -> StandIns:
+        """Stand-ins of the large matrices of ``modules`` in the model, such as submodules."""
+        other = copy(self)
+        owners = dict.fromkeys(owner for module in modules for owner in module.modules())
+        places = (place for owner in owners for place in _places(owner))
+        other._places = [p for p in places if _is_matrix(p.tensor) and _is_ordinary(p.tensor)]
+        other._places = [p for p in other._places if p.tensor.numel() >= LARGE]
+        other._made = other._active = None
+        return other
 
     def __enter__(self) -> StandIns:
         if self._places:

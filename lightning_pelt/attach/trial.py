@@ -15,6 +15,8 @@ from lightning_pelt.anatomy import StandIns, tried_inputs, undisturbed
 from lightning_pelt.anatomy.dummy_inputs import rows_of
 from lightning_pelt.anatomy.structure import Remembered, functions_of, plain_data
 from lightning_pelt.attach.builder import CHILD, Built
+from lightning_pelt.methods._kept import forget
+from lightning_pelt.methods.submodule import Submodule
 from lightning_pelt.plans.plan import Plan
 
 # The functions of the submodules with which a model has run, by its structure and the plan.
@@ -57,7 +59,8 @@ def build_and_try(
             with stand_ins.suspended():  # methods may read the weights
                 built = build()
             try:
-                error = _error(runner, given, built)
+                with stand_ins.beside(_submodules(built)):
+                    error = _error(runner, given, built)
                 where = "" if error is None else _site(model, error)
             except BaseException:
                 _undo(built)
@@ -83,15 +86,20 @@ def _known(plan: Plan, stand_ins: StandIns) -> Hashable:
     return stand_ins.structure, data, functions_of([type(plan), *map(type, plan.methods)])
 
 
+def _submodules(built: Built) -> list[Submodule]:
+    return [module for modules in built.submodules.values() for module in modules]
+
+
 def _functions(built: Built) -> Hashable:
-    modules = [module for modules in built.submodules.values() for module in modules]
     layers = [gate.layer for gate in built.gates.values()]
-    return functions_of(type(inner) for each in [*modules, *layers] for inner in each.modules())
+    return functions_of(
+        type(inner) for each in [*_submodules(built), *layers] for inner in each.modules()
+    )
 
 
 def _error(runner: PreTrainedModel, inputs: dict[str, Any], built: Built) -> Exception | None:
     """The error of a forward; None if there is none, or nothing was built."""
-    submodules = [module for modules in built.submodules.values() for module in modules]
+    submodules = _submodules(built)
     try:
         with torch.no_grad(), undisturbed(runner), ExitStack() as context:
             for submodule in submodules:
@@ -102,6 +110,7 @@ def _error(runner: PreTrainedModel, inputs: dict[str, Any], built: Built) -> Exc
     finally:
         for gate in built.gates.values():
             gate.layer.last = None  # as if there had been no forward
+        forget(submodules)
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -99,6 +99,14 @@ class KeepingModule(nn.Module):
     def train(self: Self, mode: bool = True) -> Self:
         self.kept.forget()
         return super().train(mode)
+
+
+def forget(modules: Iterable[nn.Module]) -> None:
+    """Forget the values of all modules at and below ``modules``."""
+    for module in modules:
+        for inner in module.modules():
+            if isinstance(inner, KeepingModule):
+                inner.kept.forget()
 
 
 class KeepingSubmodule(KeepingModule, Submodule):
