@@ -6,7 +6,7 @@ Each seed trains UniPELT on MiniLM for one epoch per kind of batch:
 
 - fixed: random rows, padded to ``--length`` tokens (``bucketed=False``, ``pad="max_length"``);
 - longest: random rows, padded to the longest of the batch (``bucketed=False``);
-- bucketed: rows of similar length, padded to the longest of the batch, as data modules do by default.
+- bucketed: rows of similar length, padded to the longest of the batch, the default of data modules.
 
 The seconds are processor time of the training steps alone. Accuracies, in percent, are of the dev
 and the test split. The last lines show the means, the speed relative to ``fixed``, and the share of
@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Result]:
             result = train(kind, seed, given)
             results[kind].append(result)
             print(f"seed {seed}, {kind}: {result}", flush=True)
-    means = {
-        kind: Result(*map(mean, zip(*found, strict=True))) for kind, found in results.items()
-    }
+    means = {kind: Result(*map(mean, zip(*found, strict=True))) for kind, found in results.items()}
     slowest = means.get("fixed", means[given.kinds[0]]).seconds
     rows = [(kind, *result, slowest / result.seconds) for kind, result in means.items()]
     head = ("batches", "seconds", "dev", "test", "not padding", "speed")
@@ -104,9 +102,10 @@ def parser() -> argparse.ArgumentParser:
 def train(kind: str, seed: int, given: argparse.Namespace) -> Result:
     """Train for an epoch, and evaluate."""
     seed_everything(seed, verbose=False)
+    files: dict[str, Any] = {s: str(given.data / f"{s}.jsonl") for s in ("train", "dev", "test")}
     data = TextClassification(
         given.backbone,
-        **{split: str(given.data / f"{split}.jsonl") for split in ("train", "dev", "test")},
+        **files,
         **KINDS[kind],
         batch_size=given.batch_size,
         eval_batch_size=64,

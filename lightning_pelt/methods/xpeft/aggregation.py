@@ -50,17 +50,21 @@ class Adapters(NamedTuple):
 
     def _rows(self, x: Tensor, weights: Tensor, added: Tensor) -> Tensor:
         """``added + x W`` with the W of each row's profile; ``added`` is per row, or (U, 1, n)."""
-        weights = weights.to(x.dtype)
         width = weights.shape[-1]
         shape = (*x.shape[:-1], width)
         per_row = added.numel() != x.numel() // x.shape[-1] * width
         if len(weights) == 1:
             flat = added[0] if per_row else added.reshape(-1, width)
-            return torch.addmm(flat.to(x.dtype), x.reshape(-1, x.shape[-1]), weights[0]).view(shape)
+            weight = weights[0].to(x.dtype)
+            return torch.addmm(flat.to(x.dtype), x.reshape(-1, x.shape[-1]), weight).view(shape)
         index = self._index(x)
         rows = x.reshape(len(index), -1, x.shape[-1])
         whole = added[index] if per_row else added.reshape(len(index), -1, width)
-        return torch.baddbmm(whole.to(x.dtype), rows, weights[index]).view(shape)
+        if len(weights) > len(index):  # the slots of a server: cast only those of the rows
+            weights = weights[index].to(x.dtype)
+        else:
+            weights = weights.to(x.dtype)[index]
+        return torch.baddbmm(whole.to(x.dtype), rows, weights).view(shape)
 
     def _index(self, x: Tensor) -> Tensor:
         """The index of the profile of each row of ``x``; beams of one row share its profile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -11,9 +12,18 @@ from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.profiles.store import ProfileStore
 from lightning_pelt.training.module import PELTModule
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 
-def load_model(checkpoint: str | Path, device: str = "cpu") -> PELTModule:
+
+def load_model(
+    checkpoint: str | Path, device: str = "cpu", *, dtype: Dtype | None = None
+) -> PELTModule:
     """Load a checkpoint with X-PEFT in eval mode; pickled objects are not loaded.
+
+    Args:
+        checkpoint: of ``lightning-pelt fit``.
+        device: to which the model is moved.
+        dtype: of the base's weights; by default that of the training.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -28,8 +38,11 @@ def load_model(checkpoint: str | Path, device: str = "cpu") -> PELTModule:
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # of any kind, since a changed byte can be anywhere
         raise _unreadable(path, error) from error
+    changed: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     try:
-        module = PELTModule.load_from_checkpoint(path, map_location=device, weights_only=True)
+        module = PELTModule.load_from_checkpoint(
+            path, map_location=device, weights_only=True, **changed
+        )
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
     masks_of(module)

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
+from lightning_pelt.data.collator import Collate
 from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of
+from lightning_pelt.profiles.serving._forwards import (
+    FIXED_ELSEWHERE,
+    FIXED_ON_CPU,
+    split_by_length,
+)
 from lightning_pelt.profiles.serving.adapter_cache import AdapterCache
 from lightning_pelt.profiles.serving.texts import check_text, count_tokens, longest, tokenize
 from lightning_pelt.profiles.store import DamagedProfile, ProfileStore, UnknownProfile
@@ -31,7 +37,8 @@ class ProfileServer:
             they have their own.
         store: profiles of the module's bank.
         slots: number of cached adapters, with 2 d b L values each.
-        batch_size: maximum rows of one forward; longer requests are split.
+        batch_size: maximum rows of one forward; longer requests are split. Rows of different
+            lengths are split further, where that saves more padding than a forward costs.
         max_length: maximum tokens of a text; longer texts are cut, as the data modules cut them for
             training. If the model has fewer positions, texts are cut to these, with a warning.
 
@@ -76,6 +83,7 @@ class ProfileServer:
                 f"{digest}: use the model that the profiles were trained with"
             )
         self.cache = AdapterCache(module, store, slots)
+        self._collate = Collate(self.module.tokenizer)
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -177,16 +185,26 @@ class ProfileServer:
             self.cache.drop([(id, version) for id, version in keys if latest.get(id) != version])
 
     def _forward(self, texts: list[str], profiles: list[str]) -> list[dict[str, Any]]:
-        tokenizer, model = self.module.tokenizer, self.module.model
+        """Predict rows of which those of similar length share a forward."""
+        tokenizer, device = self.module.tokenizer, self.module.device
         tokens = tokenize(tokenizer, texts, self.max_length)
-        batch: dict[str, Any] = {name: t.to(self.module.device) for name, t in tokens.items()}
-        with self._lock, profiles_of(self.module, self.cache.select(profiles)):
-            return self.module.task.predict(
-                model,  # type: ignore[arg-type]
-                batch,
-                labels=self.module.labels,
-                tokenizer=tokenizer,
-            )
+        fixed = FIXED_ON_CPU if device.type == "cpu" else FIXED_ELSEWHERE
+        answers: list[dict[str, Any]] = [{}] * len(texts)
+        with self._lock:
+            selected = self.cache.select(profiles)
+            for rows in split_by_length([len(row["input_ids"]) for row in tokens], fixed):
+                padded = self._collate([tokens[row] for row in rows])
+                batch: dict[str, Any] = {name: t.to(device) for name, t in padded.items()}
+                with profiles_of(self.module, selected._replace(inverse=selected.inverse[rows])):
+                    found = self.module.task.predict(
+                        self.module.model,  # type: ignore[arg-type]
+                        batch,
+                        labels=self.module.labels,
+                        tokenizer=tokenizer,
+                    )
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
+        return answers
 
 
 def _is_finite(answer: object) -> bool:

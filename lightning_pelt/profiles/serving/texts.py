@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_pelt.training.module import PELTModule
@@ -26,20 +25,20 @@ def check_text(row: int, text: object) -> None:
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> Mapping[str, Tensor]:
-    """The padded tokens of texts, cut to ``max_length`` tokens: (B, T).
+) -> list[dict[str, list[int]]]:
+    """The tokens of each text, cut to ``max_length`` tokens, without padding.
 
     Raises:
         ValueError: a text cannot be tokenized, or has no tokens.
     """
     with _named_errors():
-        tokens = tokenizer(
-            [*texts], return_tensors="pt", truncation=True, max_length=max_length, padding=True
-        )
-    empty = (tokens["attention_mask"].sum(1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"the text {texts[empty[0]][:30]!r} has no tokens")
-    return tokens
+        columns = tokenizer([*texts], truncation=True, max_length=max_length)
+    names = list(columns)
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for text, row in zip(texts, rows, strict=True):
+        if not any(row["attention_mask"]):
+            raise ValueError(f"the text {text[:30]!r} has no tokens")
+    return rows
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> int:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from lightning_pelt.profiles.serving._litserve import BlockingBatchLoop
 from lightning_pelt.profiles.serving._processes import end_with_parent
 from lightning_pelt.profiles.serving._sweeps import Sweeps
-from lightning_pelt.profiles.serving.loading import load_model, open_store
+from lightning_pelt.profiles.serving.loading import Dtype, load_model, open_store
 from lightning_pelt.profiles.serving.metrics import Metrics
 from lightning_pelt.profiles.serving.request_validation import (
     PATH,
@@ -59,10 +59,11 @@ class ProfileAPI(LitAPI):
         max_batch_size: int,
         batch_timeout: float,
         max_tokens: int = Limits.max_tokens,
+        dtype: Dtype | None = None,
     ) -> None:
         super().__init__(max_batch_size, batch_timeout, PATH, loop=BlockingBatchLoop())
         self.checkpoint, self.url, self.workers = checkpoint, store, workers
-        self.metrics_folder, self.max_tokens = metrics_folder, max_tokens
+        self.metrics_folder, self.max_tokens, self.dtype = metrics_folder, max_tokens, dtype
         self.options = {"slots": slots, "max_length": max_length, "batch_size": max_batch_size}
         context = multiprocessing.get_context("spawn")  # as LitServe starts workers
         self.setup_errors = context.SimpleQueue()
@@ -80,7 +81,7 @@ class ProfileAPI(LitAPI):
         torch.set_num_threads(max(1, torch.get_num_threads() // self.workers))
         try:
             self.store = open_store(self.url)
-            model = load_model(self.checkpoint, device)
+            model = load_model(self.checkpoint, device, dtype=self.dtype)
             self.server = ProfileServer(model, self.store, **self.options)
         except Exception as error:
             self.setup_errors.put(str(error))
