@@ -16,8 +16,9 @@ from typing import Any
 
 from litserve import LitAPI, LitServer
 from litserve.loops.simple_loops import BatchedLoop
-from litserve.transport.factory import create_transport_from_config
+from litserve.server import no_auth
 
+from lightning_pelt.profiles.serving._pipes import PipeTransport, request_queue
 from lightning_pelt.profiles.serving._processes import end_with_parent, start_manager
 
 
@@ -113,9 +114,17 @@ class SignalServer(LitServer):
         """Whether all workers have loaded model and store."""
         return all(state == "ready" for state in self.workers_setup_status.values())
 
-    def queued(self) -> int:
-        """The number of requests that no worker has taken yet."""
-        return sum(queue.qsize() for queue in self.litapi_request_queues.values())
+    def setup_auth(self, lit_api: LitAPI | None = None) -> Any:
+        """As LitServe does, without a thread for each request where everybody is answered."""
+        found = super().setup_auth(lit_api)
+        return _everybody if found is no_auth else found
+
+    def queued(self) -> int | None:
+        """The number of requests that no worker has taken yet; None where it is not known."""
+        try:
+            return sum(queue.qsize() for queue in self.litapi_request_queues.values())
+        except NotImplementedError:  # on macOS
+            return None
 
     def _start_server(
         self,
@@ -148,12 +157,11 @@ class SignalServer(LitServer):
         """As LitServe does, with a manager that outlives signals."""
         manager = self._manager
         assert manager is not None
-        self.transport_config.manager = manager
-        self.transport_config.num_consumers = num_api_servers
         self.workers_setup_status = manager.dict()
         self._shutdown_event = manager.Event()
-        self.litapi_request_queues[self.lit_api.api_path] = manager.Queue()
-        self._transport = create_transport_from_config(self.transport_config)
+        # In place of queues of the manager, through which each request and answer went twice.
+        self.litapi_request_queues[self.lit_api.api_path] = request_queue()
+        self._transport = PipeTransport(num_api_servers)
         return manager
 
     def _perform_graceful_shutdown(
@@ -182,6 +190,10 @@ class SignalServer(LitServer):
             worker.join()
         if self._manager is not None:
             self._manager.shutdown()
+
+
+async def _everybody() -> None:
+    """A dependency that FastAPI awaits; it runs functions in threads."""
 
 
 class Stopped(Exception):
