@@ -68,11 +68,11 @@ class AudioBatch(MediaBatch):
 
     def __init__(self, extractor: Any, *, max_seconds: float) -> None:
         self.extractor = extractor
-        self.samples = round(max_seconds * extractor.sampling_rate)
+        self.seconds = max_seconds
 
     def decode(self, source: Any) -> np.ndarray:
         """A mono wave, (samples,), at the rate of the extractor."""
-        return read_wave(source, self.extractor.sampling_rate)[: self.samples]
+        return read_wave(source, self.extractor.sampling_rate, seconds=self.seconds)
 
     def inputs(self, contents: list[Any]) -> dict[str, Tensor]:
         """What the extractor makes of the waves."""
@@ -112,5 +112,5 @@ def positive(max_seconds: float) -> float:
 def _duration(row: dict[str, Any]) -> dict[str, int]:
     try:
         return {"milliseconds": max(1, round(1000 * duration(source_of(row["file"]))))}
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{name_of(row['file'])} cannot be decoded: {error}") from error

@@ -12,6 +12,8 @@ from lightning_pelt.data._media_batch import MediaBatch
 from lightning_pelt.data.labelled_media import LabelledMedia
 from lightning_pelt.utils.processors import load_image_processor
 
+MAX_PIXELS = 64_000_000  # a small file may state more than the memory holds
+
 
 class LabelledImages(LabelledMedia):
     """Images with a label.
@@ -55,9 +57,21 @@ class ImageBatch(MediaBatch):
         self.processor = processor
 
     def decode(self, source: Any) -> Image.Image:
-        """The first frame of an image, upright, in RGB."""
+        """The first frame of an image, upright, in RGB.
+
+        Raises:
+            ValueError: it has more than 64 million pixels.
+        """
         with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"it has {width} x {height} pixels, and {MAX_PIXELS:,} are read at most: make "
+                    "it smaller, since the processor of the backbone does so anyway"
+                )
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
 
     def inputs(self, contents: list[Any]) -> dict[str, Tensor]:
         """``pixel_values`` (B, 3, H, W)."""

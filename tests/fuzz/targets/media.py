@@ -78,6 +78,8 @@ def _digest(values: np.ndarray) -> str:
 
 class Images(_Media):
     name, kinds, suffixes = "images", IMAGES, LabelledImages.suffixes
+    mib = 640  # the largest image takes four bytes a pixel, and twice that while it is converted
+    seconds = 20.0
 
     def __init__(self) -> None:
         self.processor = ViTImageProcessor(size={"height": 16, "width": 16})
