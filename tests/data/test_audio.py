@@ -60,6 +60,34 @@ class TestWaves:
         peak = np.abs(np.fft.rfft(found)).argmax() * 8000 / len(found)
         assert peak == pytest.approx(media.TONES["high"], abs=2)
 
+    @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 44_101])
+    def test_a_part_is_that_of_the_whole(self, tmp_path: Path, rate: int) -> None:
+        samples = np.random.default_rng(0).uniform(-0.5, 0.5, rate)
+        path = str(wave(tmp_path / "a.wav", samples, rate))
+        whole, part = (_sounds.read_wave(path, media.RATE, seconds=s) for s in (None, 0.25))
+        assert len(part) == media.RATE // 4
+        np.testing.assert_allclose(part, whole[: len(part)], atol=1e-6)
+
+    def test_rates_without_a_common_factor(self, tmp_path: Path) -> None:
+        """SciPy's filter for the exact ratio has a million taps; the sounds are the same."""
+        rate = 49_999  # prime
+        samples = np.sin(np.arange(2_000) / 50)
+        found = _sounds.read_wave(str(wave(tmp_path / "a.wav", samples, rate)), media.RATE)
+        exact = resample_poly(samples, media.RATE, rate)
+        np.testing.assert_allclose(found, exact[: len(found)], atol=2e-3)
+
+    @pytest.mark.parametrize("rate", [1, 99, 10_000_001, 2**31 - 1])
+    def test_the_rate_of_no_sound(self, tmp_path: Path, rate: int) -> None:
+        path = wave(tmp_path / "a.wav", np.zeros(80))
+        content = bytearray(path.read_bytes())
+        content[24:28] = rate.to_bytes(4, "little")  # of the format of a WAV file
+        path.write_bytes(content)
+        refused = f"its rate is {rate} Hz, expected 100 to 10,000,000"
+        with pytest.raises(ValueError, match=refused):
+            _sounds.read_wave(str(path), media.RATE)
+        with pytest.raises(ValueError, match=refused):
+            _sounds.duration(str(path))
+
     @pytest.mark.parametrize(
         ("samples", "cause"), [([], "no samples"), ([0.0, np.nan], "NaN or infinite")]
     )

@@ -118,6 +118,18 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"blue/0\.png cannot be decoded: .*identify"):
             batch(data(vit, train=train))
 
+    def test_an_image_of_more_pixels_than_are_read(self, vit: str, tmp_path: Path) -> None:
+        """Its header states them; the file has one row of them."""
+        path = tmp_path / "train" / "a" / "1.bmp"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 1)).save(path)
+        content = bytearray(path.read_bytes())
+        content[18:26] = (9_000).to_bytes(4, "little") * 2
+        path.write_bytes(content)
+        data = LabelledImages(vit, train=str(tmp_path / "train"), dev_share=0)
+        with pytest.raises(ValueError, match=r"1\.bmp cannot .*9000 x 9000 pixels, and 64,000,000"):
+            data.collate()(data.examples("train")[:1])
+
     def test_a_missing_file_is_named_with_its_row(self, vit: str, tmp_path: Path) -> None:
         plain(tmp_path / "dog1.png")
         (tmp_path / "rows.csv").write_text("file,label\ndog1.png,a\ndog2.png,b\n")
