@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 from torch.distributed.tensor import DTensor
-from twenty_steps import fit, half
+from twenty_steps import COMPILED, fit, half
 
 
 class SplitAlike(Callback):
@@ -56,13 +56,15 @@ def main() -> None:
     parser.add_argument("backbone")
     parser.add_argument("--half", type=Path)
     parser.add_argument("--plan", help="run that alone, on two processes")
+    parser.add_argument("--compiled", action="store_true", help="compile that plan")
     parser.add_argument("--seed", type=int, help="of the first process")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     same = [SplitAlike()]
     if asked.plan:
         seed = None if asked.seed is None else asked.seed + int(os.environ.get("LOCAL_RANK", 0))
-        fit(asked.folder, asked.backbone, plan=asked.plan, callbacks=same, seed=seed, **two())
+        options: dict[str, Any] = {"seed": seed, "compile": COMPILED if asked.compiled else False}
+        fit(asked.folder, asked.backbone, plan=asked.plan, callbacks=same, **options, **two())
         return
     fit(asked.folder / "afresh", asked.backbone, callbacks=same, **four())
     fit(asked.folder / "resumed", asked.backbone, resume=asked.half, **four())

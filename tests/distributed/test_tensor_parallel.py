@@ -63,6 +63,12 @@ def test_other_plans(tmp_path, plan):
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
 
 
+@pytest.mark.nightly
+def test_compiled(tmp_path, tiny, one):
+    run_script(tensor_parallel_steps, str(tmp_path), tiny, "--plan", "unipelt", "--compiled")
+    assert_same(last(one), last(tmp_path))
+
+
 @pytest.mark.slow
 def test_processes_with_the_same_batch_drop_the_same_values(tmp_path):
     """With dropout, two processes that split the weights take the steps of one.
