@@ -24,7 +24,12 @@ from lightning_pelt import save_adapters
 
 class OnCPU(FSDPStrategy):
     def _setup_model(self, model: nn.Module) -> Any:
-        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+        wrapped = FullyShardedDataParallel(
+            model,
+            device_id=torch.device("cpu"),
+            mixed_precision=self.mixed_precision_config,
+            **self.kwargs,
+        )
         return super()._setup_model(wrapped)
 
     def teardown(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import strategy_matrix
-from strategy_matrix import NAMES, ON_A_GPU, known_results, page, selected
+from strategy_matrix import NAMES, NOT_RUN, ON_A_GPU, known_results, page, selected
 from strategy_table import Cell, read_tables, tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -47,3 +47,13 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(strategy_matrix, "versions", lambda: "torch 1.0")
     with pytest.raises(SystemExit, match=r"other versions than torch 1\.0: run without --only"):
         known_results(path)
+
+
+def test_the_document_says_what_was_not_run() -> None:
+    found = read_tables(DOCUMENT.read_text(), NAMES)
+    assert set(found) <= set(strategy_matrix.cells())
+    exact = {cell for cell in strategy_matrix.cells() if cell.precision == "32-true"}
+    assert exact <= set(found)
+    assert not any("**" in found[cell] for cell in exact)
+    on_a_gpu = {text for cell, text in found.items() if cell.precision == ON_A_GPU}
+    assert on_a_gpu == {NOT_RUN}
