@@ -1,6 +1,9 @@
 """Requests per second of a server with one profile and with many.
 
-python tests/benchmarks/http_load.py --self
+    python tests/benchmarks/http_load.py --self
+    python tests/benchmarks/http_load.py --self --fewest_words 1 --dtype bfloat16
+
+With ``--fewest_words`` the lengths of the texts are drawn between it and ``--words``.
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, float]:
     if given.url and not given.store:
         options.error("--url needs --store, from which the ids of profiles are read")
     if given.self:
-        with temporary_server(given.profiles, given.backbone) as (url, store):
+        serving = [] if given.dtype is None else [f"--dtype={given.dtype}"]
+        with temporary_server(given.profiles, given.backbone, *serving) as (url, store):
             return measure(url, store, given)
     return measure(given.url, given.store, given)
 
@@ -83,7 +87,9 @@ def parser() -> ArgumentParser:
     options.add_argument("--requests", type=int, default=2000, help="with one, and with many")
     options.add_argument("--concurrency", type=int, default=64, help="simultaneous requests")
     options.add_argument("--rounds", type=int, default=5, help="rounds with one, and with many")
-    options.add_argument("--words", type=int, default=48, help="words of a text")
+    options.add_argument("--words", type=int, default=48, help="words of a text, at most")
+    options.add_argument("--fewest_words", type=int, help="by default all have --words")
+    options.add_argument("--dtype", type=str, help="of the base of the temporary server")
     return options
 
 
@@ -94,7 +100,11 @@ def measure(url: str, store: str, given: Namespace) -> dict[str, float]:
     if len(ids) < given.profiles:
         raise ValueError(f"{store} has {len(ids)} profiles, expected at least {given.profiles}")
     rng = random.Random(0)
-    text = " ".join(rng.choice(VOCABULARY) for _ in range(given.words))
+    fewest = given.words if given.fewest_words is None else given.fewest_words
+
+    def text() -> str:
+        return " ".join(rng.choices(VOCABULARY, k=rng.randint(fewest, given.words)))
+
     cases = {"one": ids[:1], "many": ids}
     rounds: dict[str, list[RoundResult]] = {name: [] for name in cases}
     each = max(1, given.requests // given.rounds)
@@ -104,9 +114,8 @@ def measure(url: str, store: str, given: Namespace) -> dict[str, float]:
             count = max(each, len(chosen)) if number == 0 else each
             order = [chosen[i % len(chosen)] for i in range(count)]
             rng.shuffle(order)
-            result = send_all(
-                url, [{"text": text, "profile": id} for id in order], given.concurrency
-            )
+            bodies = [{"text": text(), "profile": id} for id in order]
+            result = send_all(url, bodies, given.concurrency)
             if number:
                 rounds[name].append(result)
     return _report(rounds, len(ids))
@@ -172,7 +181,7 @@ def _report(rounds: dict[str, list[RoundResult]], profiles: int) -> dict[str, fl
 
 
 @contextmanager
-def temporary_server(profiles: int, backbone: str) -> Iterator[tuple[str, str]]:
+def temporary_server(profiles: int, backbone: str, *serving: str) -> Iterator[tuple[str, str]]:
     """Run a server with random profiles on a free port; gives its URL and its store."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, store = f"{folder}/model.ckpt", f"{folder}/profiles.db"
@@ -182,7 +191,9 @@ def temporary_server(profiles: int, backbone: str) -> Iterator[tuple[str, str]]:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "lightning_pelt", "profiles", "serve"]
         options = [f"--checkpoint={checkpoint}", f"--store={store}", f"--port={port}"]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, *options, *serving], stdout=subprocess.PIPE, text=True
+        )
         try:
             assert process.stdout is not None
             if not process.stdout.readline().startswith("ready"):
