@@ -1,17 +1,22 @@
 """The cost of inference with submodules, as ratios against the bare base.
 
 python tests/benchmarks/inference_cost.py
+python tests/benchmarks/inference_cost.py --compiled true --bases MiniLM --plans UniPELT
+
+Compiled models are those of ``torch.compile`` with frozen weights: what depends on weights alone,
+such as the MLP of a prefix, is computed once, by the compiler. Compiling takes about a minute each.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch._inductor.config as inductor
 from jsonargparse import ArgumentParser
 from tabulate import tabulate
 from torch import Tensor
@@ -30,6 +35,7 @@ from lightning_pelt import (
 from lightning_pelt.testing import awaken
 
 BARE = "bare"
+TOLERANCE = 1e-5  # of the outputs of compiled models
 BASES: dict[str, Callable[[], PreTrainedModel]] = {
     "MiniLM": lambda: AutoModel.from_pretrained(
         resolve_backbone("all-MiniLM-L6-v2"), use_safetensors=True
@@ -71,7 +77,11 @@ def sentence(model: PreTrainedModel, tokens: int, *, rows: int = 1) -> dict[str,
 
 
 def measure(
-    models: dict[str, PreTrainedModel], inputs: dict[str, Tensor], *, rounds: int, repeats: int
+    models: Mapping[str, Callable[..., Any]],
+    inputs: dict[str, Tensor],
+    *,
+    rounds: int,
+    repeats: int,
 ) -> dict[str, Cost]:
     """Time every model in every round, in turn, so that the load of the machine is shared.
 
@@ -97,7 +107,27 @@ def measure(
     }
 
 
-def once(model: PreTrainedModel, inputs: dict[str, Tensor]) -> float:
+def compiled(
+    models: dict[str, PreTrainedModel], inputs: dict[str, Tensor]
+) -> dict[str, Callable[..., Any]]:
+    """The models compiled for ``inputs``.
+
+    Raises:
+        RuntimeError: a compiled model computes something else.
+    """
+    inductor.freezing = True
+    found: dict[str, Callable[..., Any]] = {}
+    for name, model in models.items():
+        torch.compiler.reset()
+        found[name] = torch.compile(model, fullgraph=True, dynamic=False)
+        with torch.inference_mode():
+            error = (found[name](**inputs)[0] - model(**inputs)[0]).abs().max()
+        if error > TOLERANCE:
+            raise RuntimeError(f"{name} differs by {error:.1e} when it is compiled")
+    return found
+
+
+def once(model: Callable[..., Any], inputs: dict[str, Tensor]) -> float:
     """Seconds of one forward."""
     started = time.perf_counter()
     model(**inputs)
@@ -114,6 +144,7 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int], dict[str, C
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--repeats", type=int, default=5, help="forwards of a model in a round")
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--compiled", type=bool, default=False, help="compare compiled models")
     given = options.parse_args(args)
     torch.set_num_threads(given.threads)
     figures = {}
@@ -121,11 +152,13 @@ def main(args: Sequence[str] | None = None) -> dict[tuple[str, int], dict[str, C
         models = {plan: build(base, plan) for plan in (BARE, *given.plans)}
         for tokens in given.tokens:
             inputs = sentence(models[BARE], tokens, rows=given.rows)
+            timed = compiled(models, inputs) if given.compiled else models
             gc.disable()
-            costs = measure(models, inputs, rounds=given.rounds, repeats=given.repeats)
+            costs = measure(timed, inputs, rounds=given.rounds, repeats=given.repeats)
             gc.enable()
             figures[base, tokens] = costs
-            print(f"{base}, {given.rows} x {tokens} tokens, {given.threads} thread(s)")
+            how = ", compiled" if given.compiled else ""
+            print(f"{base}, {given.rows} x {tokens} tokens, {given.threads} thread(s){how}")
             rows = [(plan, f"{1e3 * c.seconds:.2f}", f"{c.ratio:.3f}") for plan, c in costs.items()]
             print(tabulate(rows, headers=("plan", "ms", "ratio"), disable_numparse=True), "\n")
     return figures
