@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods import _attention_interface
@@ -148,9 +147,8 @@ class PrefixEncoder(KeepingSubmodule):
         self.sites = tuple(sites)
         self.widths = [width for site in sites for width in key_value_widths(site)]
         self.table = nn.Parameter(torch.empty(method.length, anatomy.width))
-        # Without Linear's own initialisation: the layer ``out`` has most of the weights of a plan.
-        self.up = skip_init(nn.Linear, anatomy.width, method.mlp)
-        self.out = skip_init(nn.Linear, method.mlp, sum(self.widths))
+        self.up = nn.Linear(anatomy.width, method.mlp)
+        self.out = nn.Linear(method.mlp, sum(self.widths))
         self.prefixes: Current[list[HeadPair]] = Current(
             f"the output of the prefix MLP of {self.runner or 'the model'}", shared=True
         )
