@@ -93,7 +93,6 @@ def plain_data(value: Any) -> Hashable:
         return None
 
 
-@functools.cache
 def _bases(cls: type) -> tuple[type, ...]:
     return tuple(base for base in cls.__mro__ if base not in (nn.Module, object))
 

@@ -29,12 +29,15 @@ from lightning_pelt import (
     Gate,
     LoRA,
     Plan,
+    Prefix,
     RandomBank,
     UniPELT,
     attach,
     merge,
 )
-from lightning_pelt.anatomy import Site
+from lightning_pelt.anatomy import Site, stand_ins
+from lightning_pelt.attach import trial
+from lightning_pelt.methods._lora_factors import LoRAUp
 from lightning_pelt.methods.base import Part, Place
 from lightning_pelt.methods.gate import GateView
 from lightning_pelt.methods.linear import LinearMethod, LinearUpdate
@@ -46,6 +49,12 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> None:
+    """Plans that have run on an equal model before are not tried."""
+    trial.RAN.forget()
 
 
 @dataclass(frozen=True)
@@ -290,3 +299,34 @@ def test_sites_do_not_depend_on_the_example() -> None:
     batch = {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :6]}
     batch["attention_mask"] = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
     assert attach(build("bart"), UniPELT(), example_inputs=batch).anatomy == usual
+
+
+def test_large_matrices_of_submodules_have_their_values_after_the_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = UniPELT([Adapter(bottleneck=16), Prefix(length=2, mlp=8), LoRA()])
+    states = []
+    for large in (1 << 40, 1):
+        trial.RAN.forget()
+        monkeypatch.setattr(stand_ins, "LARGE", large)
+        model = tiny_bert()
+        attachment = attach(model, plan)
+        states.append(model.state_dict())
+        kept = [m for s in attachment.all_submodules for m in s.modules() if hasattr(m, "kept")]
+        assert len(kept) > 4
+        assert all(module.kept._found is None for module in kept)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_plan_whose_functions_have_changed_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attach(tiny_bert(), Plan.uniform(LoRA()))
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(LoRAUp, "forward", fails)
+    with pytest.raises(ValueError, match="cannot be attached"):
+        attach(tiny_bert(), Plan.uniform(LoRA()))
