@@ -24,7 +24,7 @@ from lightning_pelt.anatomy._rows import without_rows
 from lightning_pelt.anatomy._stacks import Position, block_positions, find_stacks
 from lightning_pelt.anatomy._sublayer_sites import SublayerSites
 from lightning_pelt.anatomy.calls import widths
-from lightning_pelt.anatomy.dummy_inputs import base_of
+from lightning_pelt.anatomy.dummy_inputs import base_of, one_thread
 from lightning_pelt.anatomy.embeddings import embedding_sites
 from lightning_pelt.anatomy.sites import SUBLAYERS, Anatomy, Site, Stack
 from lightning_pelt.anatomy.stand_ins import StandIns
@@ -65,7 +65,8 @@ def examine(
     structure = stand_ins.structure if inputs is None else None
     anatomy = KNOWN.get(structure)
     if anatomy is None:
-        anatomy, at_once = _examine(model, inputs, stand_ins)
+        with one_thread():
+            anatomy, at_once = _examine(model, inputs, stand_ins)
         if at_once:  # else there are warnings of what did not run
             KNOWN.put(structure, anatomy)
     return anatomy

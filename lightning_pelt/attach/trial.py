@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_pelt.anatomy import StandIns, tried_inputs, undisturbed
-from lightning_pelt.anatomy.dummy_inputs import rows_of
+from lightning_pelt.anatomy.dummy_inputs import one_thread, rows_of
 from lightning_pelt.anatomy.structure import Remembered, functions_of, plain_data
 from lightning_pelt.attach.builder import CHILD, Built
 from lightning_pelt.methods._kept import forget
@@ -59,7 +59,7 @@ def build_and_try(
             with stand_ins.suspended():  # methods may read the weights
                 built = build()
             try:
-                with stand_ins.beside(_submodules(built)):
+                with one_thread(), stand_ins.beside(_submodules(built)):
                     error = _error(runner, given, built)
                 where = "" if error is None else _site(model, error)
             except BaseException:

@@ -163,3 +163,21 @@ def test_the_oldest_structures_are_forgotten() -> None:
         known.put(number, number)
     assert known.get(0) is None
     assert known.get(KEPT) == KEPT
+
+
+def test_a_model_is_examined_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    forward = BertModel.forward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return forward(*args, **options)
+
+    monkeypatch.setattr(BertModel, "forward", counted)
+    torch.set_num_threads(2)
+    try:
+        attach(tiny_bert(), Plan.uniform(LoRA()))
+        assert seen == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from lightning_pelt.anatomy.dummy_inputs.running import (
     INTERFACE,
     default_device,
     on,
+    one_thread,
     rows_of,
     undisturbed,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "dummy_inputs",
     "first_that_runs",
     "on",
+    "one_thread",
     "rows_of",
     "tried_inputs",
     "undisturbed",

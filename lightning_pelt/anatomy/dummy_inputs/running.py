@@ -63,6 +63,20 @@ def undisturbed(model: PreTrainedModel, *, portable: bool = True) -> Iterator[No
             vars(module).update(attributes)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: for so few tokens others cost more than they save."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def default_device(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which tensors are made on ``device``.
 
