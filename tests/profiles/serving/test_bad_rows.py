@@ -77,7 +77,7 @@ def faulty(server: ProfileServer, monkeypatch: pytest.MonkeyPatch) -> ProfileSer
             tokens = tokenizer(texts, **options)
             for row, one in enumerate(texts):
                 if one == "nothing":
-                    tokens["attention_mask"][row] = 0
+                    tokens["attention_mask"][row] = [0] * len(tokens["input_ids"][row])
             return tokens
 
     def fails(texts: list[str], profiles: list[str]) -> Any:
