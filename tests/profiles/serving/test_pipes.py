@@ -8,18 +8,12 @@ from typing import Any
 
 import pytest
 from processes import CONTEXT, TIMEOUT
+from profiles.serving.pipe_worker import answer
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
 from lightning_pelt.profiles.serving._pipes import PipeTransport, request_queue
 
 LARGE = "x" * 1_000_000  # more than the pipe holds
-
-
-def answer(queue: Any, transport: PipeTransport, number: int) -> None:
-    """A worker that answers until it reads None."""
-    while (request := queue.get(timeout=TIMEOUT)) is not None:
-        consumer, body = request
-        transport.send((number, body), consumer_id=consumer)
 
 
 async def receive(transport: PipeTransport, consumer: int, count: int) -> list[Any]:
