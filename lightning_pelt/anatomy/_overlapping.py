@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 ROOM = 1 << 16  # places at which views begin
@@ -80,7 +80,9 @@ def _plain(multiply: Multiply, x: Any, weight: Any) -> Tensor | None:
 
 
 def _linear(multiply: Multiply, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
-    found = multiply(input, weight.mT) if weight.dim() > 1 else None
+    # Quantised weights have no transpose, and are no stand-ins.
+    ordinary = type(weight) in (Tensor, nn.Parameter) and weight.dim() > 1
+    found = multiply(input, weight.mT) if ordinary else None
     return found if bias is None or found is None else found + bias
 
 
