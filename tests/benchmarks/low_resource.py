@@ -9,10 +9,12 @@ every contestant with the same grid of rates on two seeds, and ``test`` fits eac
 that were best on average over tasks and seeds, on five other seeds; its scores are those of the
 official dev split (of at most 1,000 rows), which is read then for the first time. ``table``
 compares: the interval is that of the mean of paired differences over the seeds (Student's t, 95%).
+``levers`` shows what each contestant reached while tuning, by its best rates.
 
 Every fit is a line of ``FOLDER/fits.jsonl``, so that a study goes on where it ended; several
-processes may share the folder, each with other ``--tasks``. All fits take the same number of steps
-of 16 rows, AdamW with linear warmup and decay, and the last weights. Scores are accuracy, Matthews
+processes may share the folder, each with other ``--tasks``. ``--precision bf16`` takes half of the
+time on processors with matrix products in bf16; the folder knows its precision. All fits take the
+same number of steps of 16 rows, AdamW with linear warmup and decay, and the last weights. Scores are accuracy, Matthews
 correlation (cola) and Spearman correlation (stsb), times 100.
 """
 
@@ -44,7 +46,17 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from lightning_pelt import Adapter, Gate, LoRA, Plan, Prefix, UniPELT, attach, resolve_backbone
+from lightning_pelt import (
+    Adapter,
+    Gate,
+    Group,
+    LoRA,
+    Plan,
+    Prefix,
+    UniPELT,
+    attach,
+    resolve_backbone,
+)
 from lightning_pelt.attach import Attachment
 from lightning_pelt.training import named_groups
 
@@ -105,14 +117,24 @@ CONTESTANTS = {
         lambda: UniPELT([each(gate=Gate(pool="token")) for each in (Adapter, Prefix, LoRA)])
     ),
     "unipelt, AL": Contestant(lambda: UniPELT([Adapter(), LoRA()])),
+    "unipelt, open gates": Contestant(
+        lambda: UniPELT([each(gate=Gate(init_bias=2.0)) for each in (Adapter, Prefix, LoRA)])
+    ),
+    "ungated mixture": Contestant(
+        lambda: Plan([Group([Adapter(), Prefix(), LoRA()])]),
+    ),
+    "ungated AL": Contestant(lambda: Plan([Group([Adapter(), LoRA()])])),
 }
 
 
 class Rows:
     """The rows of a task, tokenized when they are needed."""
 
-    def __init__(self, folder: Path, tokenizer: Any, *, tokens: int = 64) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Any, *, tokens: int = 64, precision: str = "32"
+    ) -> None:
         self.folder, self.tokenizer, self.tokens = folder, tokenizer, tokens
+        self.bf16 = precision == "bf16"
         self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.regression = not isinstance(self.meta["labels"], list)
 
@@ -139,14 +161,22 @@ class Rows:
         """The pretrained model with a new head."""
         torch.manual_seed(seed)
         labels = 1 if self.regression else len(self.meta["labels"])
-        return AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=labels)
+        # On processors, the fused attention's backward in bf16 is slower than in 32 bits.
+        attention = "eager" if self.bf16 else "sdpa"
+        return AutoModelForSequenceClassification.from_pretrained(
+            backbone, num_labels=labels, attn_implementation=attention
+        )
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            return model(**batch)
 
     @torch.no_grad()
     def score(self, model: nn.Module, rows: list[dict]) -> float:
         rows = sorted(rows, key=lambda row: len(row["text"]) + len(row.get("text2", "")))
         batches = [self.batch(rows[at : at + 32]) for at in range(0, len(rows), 32)]
         true = torch.cat([batch.pop("labels") for batch in batches])
-        logits = torch.cat([model(**batch).logits for batch in batches])
+        logits = torch.cat([self.outputs(model, batch).logits.float() for batch in batches])
         if self.regression:
             return 100 * float(spearman_corrcoef(logits.squeeze(-1), true))
         matthews = self.meta["metric"] == "matthews"
@@ -176,7 +206,7 @@ def fit(
         batch, order = [train[number] for number in order[:BATCH]], order[BATCH:]
         if contestant.before_step is not None:
             contestant.before_step(attachment, step / steps)
-        model(**rows.batch(batch)).loss.backward()
+        rows.outputs(model, rows.batch(batch)).loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
@@ -193,9 +223,17 @@ def fit(
 class Fits:
     """The scores of all fits so far, in a file of lines."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: dict | None = None) -> None:
+        """``settings`` that all fits of the folder share are those of its first fit."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / "fits.jsonl"
+        self.file, kept = folder / "fits.jsonl", folder / "settings.json"
+        if settings is None:
+            return
+        if not kept.exists():
+            kept.write_text(json.dumps(settings), encoding="utf-8")
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before != settings:
+            raise ValueError(f"{folder} has fits with {before}, not {settings}: name another --out")
 
     def read(self) -> dict[str, float]:
         """Scores by key; a line that a kill has cut short is left out."""
@@ -220,19 +258,26 @@ def key(stage: str, k: int, task: str, name: str, rates: dict, seed: int) -> str
     return f"{stage} k={k} {task} {name} lr={rates['lr']} head={rates['lrs']['head']} seed={seed}"
 
 
-def chosen(scores: dict[str, float], k: int, name: str, tasks: list[str]) -> dict:
-    """The rates that are best on average over tasks and tuning seeds.
+def tuned(scores: dict[str, float], name: str, options: argparse.Namespace) -> list[list[float]]:
+    """Scores of the choosing rows: of each pair of rates, by task, means of the tuning seeds.
 
     Raises:
         ValueError: fits are missing.
     """
-    means = []
-    for rates in RATES:
-        keys = [key("tune", k, t, name, rates, s) for t in tasks for s in TUNING_SEEDS]
-        missing = [each for each in keys if each not in scores]
-        if missing:
-            raise ValueError(f"{len(missing)} fits are missing, such as {missing[0]}: run `tune`")
-        means.append(mean(scores[each] for each in keys))
+    k, seeds = options.k, options.tuning_seeds
+    keys = [
+        [[key("tune", k, task, name, rates, seed) for seed in seeds] for task in options.all_tasks]
+        for rates in RATES
+    ]
+    missing = [each for by_task in keys for by in by_task for each in by if each not in scores]
+    if missing:
+        raise ValueError(f"{len(missing)} fits are missing, such as {missing[0]}: run `tune`")
+    return [[mean(scores[each] for each in by) for by in by_task] for by_task in keys]
+
+
+def chosen(scores: dict[str, float], name: str, options: argparse.Namespace) -> dict:
+    """The rates that are best on average over tasks and tuning seeds."""
+    means = [mean(each) for each in tuned(scores, name, options)]
     return deepcopy(RATES[means.index(max(means))])
 
 
@@ -241,20 +286,21 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     backbone = resolve_backbone(options.backbone)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    fits = Fits(options.out)
+    shared = {name: getattr(options, name) for name in ("steps", "backbone", "precision")}
+    fits = Fits(options.out, shared)
     cells = []
     for name in options.contestants:
         if options.stage == "tune":
-            pairs = [(rates, seed) for rates in RATES for seed in TUNING_SEEDS]
+            pairs = [(rates, seed) for rates in RATES for seed in options.tuning_seeds]
         else:
-            rates = chosen(fits.read(), options.k, name, options.all_tasks)
+            rates = chosen(fits.read(), name, options)
             pairs = [(rates, seed) for seed in SEEDS]
         cells += [(task, name, *pair) for task in options.tasks for pair in pairs]
     for task, name, rates, seed in tqdm(cells, options.stage):
         this = key(options.stage, options.k, task, name, rates, seed)
         if this in fits.read():
             continue
-        rows = Rows(options.data / task, tokenizer)
+        rows = Rows(options.data / task, tokenizer, precision=options.precision)
         contestant = CONTESTANTS[name]
         settings = {"k": options.k, "steps": options.steps, "seed": seed}
         model, scored = fit(rows, backbone, contestant, rates, **settings)
@@ -270,7 +316,7 @@ def table(options: argparse.Namespace) -> str:
     rates = {}
     for name in options.contestants:
         try:
-            rates[name] = chosen(scores, k, name, tasks)
+            rates[name] = chosen(scores, name, options)
             found[name] = [
                 [scores[key("test", k, task, name, rates[name], seed)] for task in tasks]
                 for seed in SEEDS
@@ -291,6 +337,21 @@ def table(options: argparse.Namespace) -> str:
     return tabulate(lines, headers, floatfmt=".1f", tablefmt="github")
 
 
+def levers(options: argparse.Namespace) -> str:
+    """What each contestant reached on the choosing rows by its best rates and by all."""
+    scores, lines = Fits(options.out).read(), []
+    for name in options.contestants:
+        try:
+            grid = tuned(scores, name, options)
+        except ValueError:
+            continue
+        best, rates = max(grid, key=mean), chosen(scores, name, options)
+        line = [name, f"{rates['lr']:g}", f"{rates['lrs']['head']:g}", *best, mean(best)]
+        lines.append([*line, mean(map(mean, grid))])
+    headers = ["contestant", "rate", "head", *options.all_tasks, "mean", "mean of all rates"]
+    return tabulate(lines, headers, floatfmt=".1f", tablefmt="github")
+
+
 def difference(ours: list[list[float]], theirs: list[list[float]]) -> str:
     """The mean over seeds of the difference of the mean over tasks, with its interval."""
     each = [mean(a) - mean(b) for a, b in zip(ours, theirs, strict=True)]
@@ -302,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=["tune", "test", "table"])
+    parser.add_argument("stage", choices=["tune", "test", "table", "levers"])
     parser.add_argument("data", type=Path, nargs="?", help="folder of the tasks, one folder each")
     parser.add_argument("--out", type=Path, default=Path("low_resource"), help="of the fits")
     parser.add_argument("--k", type=int, default=100, help="training rows")
@@ -311,14 +372,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="to fit in this process")
     parser.add_argument("--all_tasks", nargs="+", default=TASKS, help="of the whole study")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--tuning_seeds", nargs="+", type=int, default=TUNING_SEEDS)
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> str | None:
     options = parser().parse_args(arguments)
-    if options.stage == "table":
-        return table(options)
+    tables = {"table": table, "levers": levers}
+    if options.stage in tables:
+        return tables[options.stage](options)
     run(options)
     return None
 

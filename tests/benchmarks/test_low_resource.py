@@ -38,6 +38,9 @@ def test_a_study_tunes_tests_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     fits.write_text("\n".join(lines[:-1]) + '\n{"key": "te')  # killed while it wrote
     low_resource.main(["test", *given])
     assert fits.read_text().splitlines() == [*lines[:-1], '{"key": "te', lines[-1]]
+    with pytest.raises(ValueError, match="name another --out"):
+        low_resource.main(["test", *given, "--precision", "bf16"])
+    assert "unipelt, late" in low_resource.main(["levers", *options])
     table = low_resource.main(["table", *options])
     assert table is not None and "unipelt, late" in table and "against lora" in table
 
