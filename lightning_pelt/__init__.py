@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ParameterCount,
         PELTCallback,
         SampleTable,
+        TrunkCache,
         WritePredictions,
     )
     from lightning_pelt.data import (
@@ -118,6 +119,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "PELTCallback",
         "ParameterCount",
         "SampleTable",
+        "TrunkCache",
         "WritePredictions",
     ),
     "data": (
@@ -293,6 +295,7 @@ __all__ = [
     "TokenClassification",
     "TrainedBank",
     "TranscribedAudio",
+    "TrunkCache",
     "UniPELT",
     "WritePredictions",
     "attach",

@@ -12,6 +12,7 @@ from lightning_pelt.callbacks.mask_temperature import MaskTemperature
 from lightning_pelt.callbacks.parameter_count import ParameterCount
 from lightning_pelt.callbacks.pelt import PELTCallback
 from lightning_pelt.callbacks.sample_table import SampleTable
+from lightning_pelt.callbacks.trunk_cache import TrunkCache
 from lightning_pelt.callbacks.write_predictions import WritePredictions
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PELTCallback",
     "ParameterCount",
     "SampleTable",
+    "TrunkCache",
     "WritePredictions",
     "instantiate_with_plan",
     "instantiate_with_plan_by_cli",
