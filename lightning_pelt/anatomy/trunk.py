@@ -220,7 +220,7 @@ class _Stop:
         states = first_tensor(output)
         if states is None or not isinstance(output, Tensor | tuple):
             raise RuntimeError(f"its blocks return {type(output).__name__}, not hidden states")
-        # What stands behind the states, such as attention weights, nobody reads: a trial would tell.
+        # What stands behind the states, such as attention weights, is not read: a trial would tell.
         self.further = None if isinstance(output, Tensor) else len(output) - 1
         if self.last:
             raise _Reached(states)

@@ -103,11 +103,14 @@ class Trial(NamedTuple):
         fault: why its output cannot stand in for it; None if it can.
         parts: what belongs to it.
         dtype: of its output.
+        flows: whether its output requires a gradient, which no weight gets: transformers lets the
+            embeddings require one where activations are checkpointed.
     """
 
     fault: str | None
     parts: Parts = Parts((), ())
     dtype: torch.dtype = torch.float32
+    flows: bool = False
 
 
 def try_trunk(attachment: Attachment, trunk: Trunk, inputs: Mapping[str, Any], rows: Rows) -> Trial:
@@ -166,14 +169,17 @@ class _Some(NamedTuple):
 
 def _tried(attachment: Attachment, trunk: Trunk, some: _Some) -> Trial:
     parts = _without_plan(trunk.parts(some.inputs), attachment)
-    fault = _hook_fault(trunk) or _gradient_fault(trunk, parts, some)
+    fault = _hook_fault(trunk) or _trained_fault(parts)
+    flow = _flow(trunk, some)
+    if fault is None and flow is None:
+        fault = "a gradient flows to weights below that block"
     states = trunk.reach(some.inputs)
     if fault is None and not _has_rows(states, some):
         fault = f"its hidden states are {tuple(states.shape)}, not one for each token"
     fault = (
         fault or _row_fault(trunk, states, some) or _output_fault(attachment, trunk, states, some)
     )
-    return Trial(fault, parts, states.dtype)
+    return Trial(fault, parts, states.dtype, bool(flow))
 
 
 @contextmanager
@@ -208,17 +214,30 @@ def _hook_fault(trunk: Trunk) -> str | None:
     return None
 
 
-def _gradient_fault(trunk: Trunk, parts: Parts, some: _Some) -> str | None:
+def _trained_fault(parts: Parts) -> str | None:
     for module in (*parts.whole, *parts.partly):
         if any(tensor.requires_grad for tensor in own_tensors(module).values()):
             return f"weights of {type(module).__name__}, which runs below that block, are trained"
     for module in parts.whole:
         if _is_extended(module):
             return f"the plan extends {type(module).__name__}, which runs below that block"
-    with torch.enable_grad():
-        if trunk.reach(some.inputs).requires_grad:
-            return "a gradient flows below that block"
     return None
+
+
+def _flow(trunk: Trunk, some: _Some) -> bool | None:
+    """Whether the states require a gradient; None if it would reach a weight."""
+    with torch.enable_grad():
+        states = trunk.reach(some.inputs)
+    nodes, seen = [states.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return None
+        nodes += [each for each, _ in node.next_functions]
+    return states.requires_grad
 
 
 def _has_rows(states: Tensor, some: _Some) -> bool:

@@ -14,6 +14,7 @@ from lightning_pelt.training.state_store import described
 from lightning_pelt.training.trunk_cache import CachedTrunk, Counts
 
 DEFAULT_BYTES = 10 * 2**30
+AGAIN = 0.05  # share of the examples of a later epoch that at least come again
 
 
 class TrunkCache(Callback):
@@ -90,7 +91,7 @@ class TrunkCache(Callback):
         self._begin(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(pl_module)
+        self._begin(pl_module)  # unless a fit has begun
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)
@@ -108,8 +109,6 @@ class TrunkCache(Callback):
 
     def _begin(self, pl_module: LightningModule) -> None:
         if self._trunks:
-            for trunk in self._trunks:
-                trunk.check_weights()
             return
         self._off = set()
         attachments = attached_to(pl_module, self).by_path.values()
@@ -164,7 +163,6 @@ class TrunkCache(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for trunk in self._trunks:
-            trunk.check_weights()
             trunk.refresh()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,14 +181,15 @@ class TrunkCache(Callback):
             pl_module.log("trunk_cache/read", epoch.share)
 
     def _stop_if_idle(self) -> None:
-        """Turn off where no example has come twice in two epochs, as with augmented data."""
+        """Turn off where hardly any example comes again, as with augmented data."""
         for trunk in self._trunks:
+            trunk.refuse_unread()
             now, trunk.counts = trunk.counts, Counts()
-            idle = trunk.before.computed and now.computed and not trunk.before.read + now.read
-            trunk.before += now
-            if idle:
+            first, trunk.before = not trunk.before.computed + trunk.before.read, trunk.before + now
+            full = any(store.full for store in trunk.stores.values())
+            if not first and not full and now.computed and now.share < AGAIN:
                 trunk.turn_off(
-                    f"none of {trunk.before.computed:,} examples came twice in two epochs, as if "
-                    "they were augmented or masked at random"
+                    f"{now.read:,} of {now.read + now.computed:,} examples of an epoch came "
+                    "before, as if they were augmented or masked at random"
                 )
         self._tell_off()

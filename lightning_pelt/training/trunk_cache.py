@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ class Counts:
         return Counts(self.read + other.read, self.computed + other.computed)
 
 
+class _Waiting(NamedTuple):
+    """A batch on which the model is to be tried."""
+
+    inputs: dict[str, Any]
+    rows: Rows
+    autocast: str
+    training: bool
+
+
 class CachedTrunk:
     """A model whose forwards read the states of its trunk from a store, and compute what it lacks.
 
@@ -79,12 +88,13 @@ class CachedTrunk:
         self.padding = padding or any(g.layer.pool == "all" for g in attachment.gates.values())
         self.counts, self.before, self.evaluated = Counts(), Counts(), Counts()
         self.stores: dict[str, StateStore] = {}
-        self._waiting: tuple[dict[str, Any], Rows, str] | None = None
+        self._waiting: _Waiting | None = None
         self._tensors: dict[str, Tensor] = {}
         self._signature: list[tuple[int, int]] = []
         self._digest = ""
         self._moving: list[nn.Module] = []
-        self._told_of_dropout = self._trying = False
+        self._told_of_dropout = self._trying = self._flows = False
+        self._unread = 0  # calls whose inputs do not tell their examples
         self._handles: list[Any] = []
         self.depth = untouched_blocks(attachment)
         self.off = trunk_fault(attachment, self.depth)
@@ -126,24 +136,28 @@ class CachedTrunk:
     # In a forward.
 
     def _before(self, base: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if torch.compiler.is_compiling() or not self._serves:
+        if torch.compiler.is_compiling() or self.attachment is None or not self._serves:
             return None
         self.trunk.set(None)
         if self._moves():
             return None
+        self.check_weights()
         inputs = named_inputs(self._names, args, kwargs)
         rows = example_rows(base, inputs, padding=self.padding)
         if rows is None:
+            self._unread += 1
             return None
         kind = _autocast(self.attachment.model.device.type)
         store = self.stores.get(kind)
         if store is None:
             if self._waiting is None:
-                self._waiting = (_detached(inputs), rows, kind)
+                self._waiting = _Waiting(_detached(inputs), rows, kind, torch.is_grad_enabled())
             return None
-        states = self._states(store, inputs, rows)
+        states = self._states(store, inputs, rows, training=torch.is_grad_enabled())
         if states is None:
             return None
+        if self._flows and torch.is_grad_enabled():
+            states.requires_grad_(True)
         self.trunk.set(states)
         # A cache of keys and values would lack those of the trunk.
         return (args, {**kwargs, "use_cache": False}) if self._caches else None
@@ -161,11 +175,13 @@ class CachedTrunk:
         """Whether dropout or a norm of batches is active in the trunk, as in training."""
         return any(module.training for module in self._moving)
 
-    def _states(self, store: StateStore, inputs: Mapping[str, Any], rows: Rows) -> Tensor | None:
+    def _states(
+        self, store: StateStore, inputs: Mapping[str, Any], rows: Rows, *, training: bool
+    ) -> Tensor | None:
         """The states (B, T, d) of the rows, with zeros for padding."""
         found = [store.get(digest) for digest in rows.digests]
         missing = [row for row, states in enumerate(found) if states is None]
-        counts = self.counts if torch.is_grad_enabled() else self.evaluated
+        counts = self.counts if training else self.evaluated
         counts.read += len(found) - len(missing)
         counts.computed += len(missing)
         device = self.trunk_device
@@ -190,7 +206,7 @@ class CachedTrunk:
         """Try the model on the batch that the last forward had, and open a store."""
         if self._waiting is None or self.attachment is None:
             return
-        (inputs, rows, kind), self._waiting = self._waiting, None
+        (inputs, rows, kind, training), self._waiting = self._waiting, None
         self._trying = True
         try:
             with _autocasting(self.attachment.model.device.type, kind):
@@ -201,10 +217,13 @@ class CachedTrunk:
             self.turn_off(tried.fault)
             return
         self._moving = [module for module in tried.parts.whole if moves_in_training(module)]
-        self._tensors = tried.parts.tensors
+        self._tensors, self._flows = tried.parts.tensors, tried.flows
         if not self._digest:
             self._hash()
         self._open(kind, tried.dtype)
+        if not self._moves():  # the store has this batch too
+            with _autocasting(self.attachment.model.device.type, kind), torch.no_grad():
+                self._states(self.stores[kind], inputs, rows, training=training)
 
     def tell_of_dropout(self) -> None:
         """Say once that training runs without the store, if dropout is active in the trunk."""
@@ -215,6 +234,15 @@ class CachedTrunk:
                 "the trunk cache is off in training, since the frozen blocks below the plan run in "
                 f"train mode, where {type(module).__name__} changes with every step: set "
                 "base_dropout=False. Validation and tests use it"
+            )
+
+    def refuse_unread(self) -> None:
+        """Turn off if no call has shown which examples it had."""
+        if self._unread and self.off is None and not self.stores and self._waiting is None:
+            self.turn_off(
+                f"{type(self.trunk.base).__name__} is called without tokens or pixels, such as "
+                "with inputs_embeds, or for the states of all blocks, or with a cache of keys and "
+                "values, so that examples are not known"
             )
 
     def check_weights(self) -> None:

@@ -123,10 +123,20 @@ def test_trained_embeddings() -> None:
     assert "which runs below that block, are trained" in str(tried(attachment).fault)
 
 
-def test_a_gradient_below() -> None:
+def test_a_gradient_that_reaches_no_weight() -> None:
     attachment = attach(tiny_bert(), upper(LoRA()))
+    assert not tried(attachment).flows
     attachment.model.enable_input_require_grads()
-    assert "a gradient flows below" in str(tried(attachment).fault)
+    found = tried(attachment)
+    assert found.fault is None and found.flows
+
+
+def test_a_gradient_to_a_weight_that_is_no_part() -> None:
+    attachment = attach(tiny_bert(), upper(LoRA()))
+    weight = nn.Parameter(torch.zeros(()))
+    words = attachment.model.bert.embeddings.word_embeddings
+    words.register_forward_hook(lambda module, args, output: output + weight)
+    assert "flows to weights below" in str(tried(attachment).fault)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
