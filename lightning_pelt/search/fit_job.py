@@ -122,6 +122,8 @@ class Fitter:
         callbacks: list[Callback] = [FiniteGuard(), timer]
         if any(method.gate is not None for method in module.plan.methods):
             callbacks.append(gates)
+        if self.settings.trunk_cache is not None:
+            callbacks.append(self.settings.trunk_cache.callback())
         if run is not None:
             callbacks += [LearningRateMonitor(), ParameterCount(table=False)]
         trainer = self._trainer(callbacks, run)

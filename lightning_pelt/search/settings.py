@@ -21,6 +21,7 @@ from lightning_pelt.search.selection.rules import Racing
 from lightning_pelt.search.task_settings import (
     FitSettings,
     TaskSettings,
+    TrunkCacheSettings,
     WandbSettings,
     local_files,
 )
@@ -80,6 +81,8 @@ class Settings:
         compare: reference designs of the final comparison: letters of methods that go into every
             block, or ``S4``.
         seed: seed of the random designs.
+        trunk_cache: folder in which the jobs keep the hidden states of frozen blocks below their
+            designs; None keeps none. Scores do not depend on it.
         wandb: settings of Weights & Biases; None logs nothing.
         output: folder of reports; by default named like the search, beside the journal or in
             ``runs/search``.
@@ -125,6 +128,7 @@ class Settings:
     final_seeds: tuple[int, ...] = (0, 1, 2)
     compare: tuple[str, ...] = ("L", "A", "P", "B", "S4")
     seed: int = 0
+    trunk_cache: TrunkCacheSettings | None = None
     wandb: WandbSettings | None = None
     output: str | None = None
     folders: str | None = None
@@ -132,6 +136,12 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_tasks()
         self._check_numbers()
+        if self.trunk_cache is not None and self.fit.base_dropout:
+            raise ValueError(
+                "trunk_cache is given and fit.base_dropout is true: with dropout, frozen blocks "
+                "return other hidden states in every step. Set fit.base_dropout to false, or leave "
+                "trunk_cache out"
+            )
         for budget in (self.search_budget, self.comparison_budget):
             Design(["L"], budget=budget)  # raises if the budget is invalid
         for name in self.compare:

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from lightning_pelt.callbacks.trunk_cache import DEFAULT_BYTES, TrunkCache
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.data._file_rows import READERS
 from lightning_pelt.data.media import MediaDataModule
@@ -134,6 +135,36 @@ class WandbSettings:
     project: str = "lightning-pelt"
     offline: bool = False
     fits: bool = False
+
+
+@dataclass(frozen=True)
+class TrunkCacheSettings:
+    """Where all jobs keep the hidden states of frozen blocks, see :class:`TrunkCache`.
+
+    Jobs whose designs leave the lowest blocks untouched compute them once per example: those of one
+    lowest block and the same rows share what is in the folder. Other jobs run as without it.
+
+    Args:
+        folder: of the files.
+        max_bytes: of all files in ``folder``.
+
+    Raises:
+        ValueError: ``max_bytes`` is not positive, or ``folder`` is a file.
+
+    Example:
+        >>> TrunkCacheSettings("runs/search/trunk").max_bytes
+        10737418240
+    """
+
+    folder: str
+    max_bytes: int = DEFAULT_BYTES
+
+    def __post_init__(self) -> None:
+        self.callback()
+
+    def callback(self) -> TrunkCache:
+        """The callback of one job."""
+        return TrunkCache(self.folder, self.max_bytes)
 
 
 def local_files(data: RowsDataModule, folder: Path) -> dict[str, Any]:

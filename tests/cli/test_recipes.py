@@ -91,7 +91,7 @@ def test_recipe_fits_and_tests(
     picture = logged.parent / "gates.png"
     assert picture.exists() == gated
     assert (str(picture.relative_to(tmp_path)) in out) == gated
-    assert any(column.startswith("gate/00/") for column in rows[0]) == gated
+    assert any(re.match(r"gate/\d\d/", column) for column in rows[0]) == gated
 
 
 def test_every_single_method_has_a_recipe() -> None:

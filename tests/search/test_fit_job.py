@@ -34,6 +34,7 @@ from lightning_pelt.search.fit_job import FitModule, Fitter
 from lightning_pelt.search.gate_search import gate_metric
 from lightning_pelt.search.queue.job import Job
 from lightning_pelt.search.settings import FitSettings, Settings, TaskSettings
+from lightning_pelt.search.task_settings import TrunkCacheSettings
 from lightning_pelt.tasks import Classification, TextToText
 
 BOTH = ("accuracy", "macro_f1")
@@ -298,3 +299,19 @@ def test_encoder_decoders_that_generate_text_are_scored(tmp_path):
 def test_an_unknown_task_is_refused_with_the_nearest_name(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'length'"):
         Fitter(settings(tmp_path))(Job(SMALL.to_config(), "lenght", 0))
+
+
+@pytest.mark.slow
+def test_jobs_share_the_hidden_states_below_their_designs(tmp_path: Path) -> None:
+    fit = {"base_dropout": False}
+    plain = Fitter(settings(tmp_path, fit))
+    folder = tmp_path / "trunk"
+    cached = Fitter(settings(tmp_path, fit, trunk_cache=TrunkCacheSettings(str(folder))))
+    upper = [Plan([Group([method], blocks=[1])]) for method in (LoRA(r=2), Adapter(bottleneck=3))]
+    sizes = []
+    for plan, seed in [(upper[0], 0), (upper[1], 1), (SMALL, 0)]:
+        without, with_ = plain(job(plan, seed)), cached(job(plan, seed))
+        assert with_.score == pytest.approx(without.score, abs=1e-4)
+        assert with_.metrics["loss"] == pytest.approx(without.metrics["loss"], abs=1e-6)
+        sizes.append(sorted(file.name for file in folder.glob("*/*.safetensors")))
+    assert sizes[0] and sizes[0] == sizes[1] == sizes[2]  # the second job has computed nothing

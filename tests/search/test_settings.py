@@ -28,6 +28,7 @@ RECIPE: dict[str, Any] = {
     },
     "fit": {"max_epochs": 1, "lrs": {"lora": 0.01}},
 }
+STILL = {**RECIPE["fit"], "base_dropout": False}
 
 
 def read(folder: Path, *args: str, **changes: Any) -> Settings:
@@ -96,6 +97,15 @@ def test_folders_replace_the_hub(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_trunk_cache(tmp_path):
+    given = {"folder": str(tmp_path / "trunk"), "max_bytes": 1000}
+    found = read(tmp_path, fit=STILL, trunk_cache=given).trunk_cache
+    assert found is not None and found.callback().max_bytes == 1000
+    with pytest.raises(SystemExit):
+        read(tmp_path, trunk_cache=given)  # with dropout
+
+
+@pytest.mark.slow
 def test_the_fingerprint_is_plain_data_of_what_decides_the_scores(tmp_path):
     base = read(tmp_path).fingerprint()
     assert json.loads(json.dumps(base)) == base
@@ -105,9 +115,12 @@ def test_the_fingerprint_is_plain_data_of_what_decides_the_scores(tmp_path):
         {"method": "gates", "racing": {"cap": 20}, "wandb": {"offline": True}},
         {"final_budget": 0.01},  # affects the jobs of the final comparison, not their scores
         {"final_seeds": [5], "accelerator": "cpu", "devices": [0]},
+        {"trunk_cache": {"folder": "x"}, "fit": STILL},
     ]
+    still = read(tmp_path, fit=STILL).fingerprint()
     for changes in same:
-        assert read(tmp_path, **changes).fingerprint() == base, changes
+        expected = still if "fit" in changes else base
+        assert read(tmp_path, **changes).fingerprint() == expected, changes
     other: list[dict[str, Any]] = [
         {"backbone": "elsewhere"},
         {"fit": {**RECIPE["fit"], "lr": 0.3}},
