@@ -145,7 +145,7 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def moves_in_training(module: nn.Module) -> bool:
-    """Whether a module computes otherwise in train mode: by dropout, or statistics of a batch.
+    """Whether a module computes otherwise in train mode: by dropout, noise, or norms of batches.
 
     Example:
         >>> [moves_in_training(nn.Dropout(p)) for p in (0.0, 0.1)]
@@ -155,12 +155,14 @@ def moves_in_training(module: nn.Module) -> bool:
         return module.p > 0
     if isinstance(module, _NormBase):
         return True
-    # Attentions keep the rate of a dropout that is no module, and stacks that of dropped blocks.
-    rates = {name: value for name, value in vars(module).items() if "drop" in name.lower()}
-    return any(isinstance(value, float) and value > 0 for value in rates.values())
+    # Attentions keep the rate of a dropout that is no module, stacks that of dropped blocks, and
+    # routers of experts that of their noise.
+    rates = [v for n, v in vars(module).items() if any(part in n.lower() for part in RATES)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 REACH = object()
+RATES = ("drop", "jitter", "noise")  # in names of attributes
 
 
 class _Reached(Exception):

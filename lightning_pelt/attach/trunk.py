@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_pelt.attach.attachment import Attachment
 
 OWN = "lightning_pelt.methods."
+# Hooks that do not change hidden states: those of transformers collect them for a caller.
 FREE_HOOKS = ("transformers.", "lightning_pelt.", "lightning.", "pytorch_lightning.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 TRIAL_ROWS = 4
@@ -169,10 +170,11 @@ class _Some(NamedTuple):
 
 def _tried(attachment: Attachment, trunk: Trunk, some: _Some) -> Trial:
     parts = _without_plan(trunk.parts(some.inputs), attachment)
-    fault = _hook_fault(trunk) or _trained_fault(parts)
     flow = _flow(trunk, some)
+    fault = _trained_fault(parts)
     if fault is None and flow is None:
         fault = "a gradient flows to weights below that block"
+    fault = fault or _hook_fault(parts)
     states = trunk.reach(some.inputs)
     if fault is None and not _has_rows(states, some):
         fault = f"its hidden states are {tuple(states.shape)}, not one for each token"
@@ -204,13 +206,15 @@ def _without_plan(parts: Parts, attachment: Attachment) -> Parts:
     return Parts(*(tuple(module for module in each if module not in own) for each in parts))
 
 
-def _hook_fault(trunk: Trunk) -> str | None:
-    """A hook that would not run, of a stranger; those of transformers collect hidden states."""
-    inside = {module for block in trunk.blocks for module in block.modules()} - {*trunk.blocks}
-    for module in inside:
+def _hook_fault(parts: Parts) -> str | None:
+    """A hook of a stranger, which may change inputs or states unseen, or would not run."""
+    for module in (*parts.whole, *parts.partly):
         for hook in hooks_of(module):
             if not _home(hook).startswith(FREE_HOOKS):
-                return f"a hook of {_home(hook)} on {type(module).__name__} would not run"
+                return (
+                    f"{type(module).__name__} has a hook of {_home(hook)}, which may change its "
+                    "inputs or its hidden states"
+                )
     return None
 
 

@@ -70,7 +70,7 @@ class TrunkCache(Callback):
         padding: bool = False,
     ) -> None:
         if max_bytes <= 0:
-            raise ValueError(f"max_bytes is {max_bytes}, expected a size above 0, such as 10e9")
+            raise ValueError(f"max_bytes is {max_bytes}, expected a number of bytes above 0")
         self.folder, self.max_bytes, self.padding = fspath(folder), int(max_bytes), padding
         if Path(self.folder).exists() and not Path(self.folder).is_dir():
             raise ValueError(f"folder {self.folder!r} is a file, expected a folder for the states")
@@ -177,8 +177,9 @@ class TrunkCache(Callback):
         if stores:
             size = sum(store.size for store in stores) / 2**20
             epoch = sum((trunk.counts for trunk in self._trunks), Counts())
-            pl_module.log("trunk_cache/mib", size, prog_bar=True)
-            pl_module.log("trunk_cache/read", epoch.share)
+            # Not synchronised: the cache may be off in one of several processes.
+            pl_module.log("trunk_cache/mib", size, prog_bar=True, rank_zero_only=True)
+            pl_module.log("trunk_cache/read", epoch.share, rank_zero_only=True)
 
     def _stop_if_idle(self) -> None:
         """Turn off where hardly any example comes again, as with augmented data."""

@@ -276,4 +276,5 @@ def _checksum(states: Tensor) -> int:
 def described(store: StateStore) -> str:
     """What a store holds, for messages."""
     limit = readable_bytes(store.max_bytes)
-    return f"{len(store):,} examples, {readable_bytes(store.size)} of at most {limit}, {store.path}"
+    rows = f"{len(store):,} example{'s' * (len(store) != 1)}"
+    return f"{rows}, {readable_bytes(store.size)} of at most {limit}, {store.path}"

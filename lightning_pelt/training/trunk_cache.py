@@ -216,7 +216,8 @@ class CachedTrunk:
         if tried.fault is not None:
             self.turn_off(tried.fault)
             return
-        self._moving = [module for module in tried.parts.whole if moves_in_training(module)]
+        modules = (*tried.parts.whole, *tried.parts.partly)
+        self._moving = [module for module in modules if moves_in_training(module)]
         self._tensors, self._flows = tried.parts.tensors, tried.flows
         if not self._digest:
             self._hash()
@@ -287,6 +288,7 @@ class CachedTrunk:
             "dtype": str(dtype).removeprefix("torch."),
             "autocast": kind,
             "device": model.device.type,
+            "products": torch.get_float32_matmul_precision(),
             "attention": getattr(model.config, "_attn_implementation", None),
             "torch": torch.__version__,
             "transformers": transformers.__version__,

@@ -143,6 +143,9 @@ def test_rates_of_dropout_that_are_numbers() -> None:
     assert not moves_in_training(attention)
     attention.attention_dropout = 0.1
     assert moves_in_training(attention)
+    stack, router = nn.Module(), nn.Module()
+    stack.layerdrop, router.jitter_noise = 0.1, 0.01
+    assert moves_in_training(stack) and moves_in_training(router)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import build, inputs
+from zoo import ZOO, build, inputs
 
 from lightning_pelt import (
     Adapter,
@@ -155,11 +155,26 @@ def test_compiled_and_quantised_models() -> None:
     assert "quantised" in str(trunk_fault(attach(other, upper(LoRA())), 1))
 
 
-def test_a_strangers_hook_inside_the_trunk() -> None:
+@pytest.mark.parametrize(
+    "path", ["bert", "bert.embeddings", "bert.encoder", "bert.encoder.layer.0.output"]
+)
+def test_a_strangers_hook(path: str) -> None:
     attachment = attach(tiny_bert(), upper(LoRA()))
-    inside = attachment.model.bert.encoder.layer[0].output
-    inside.register_forward_hook(lambda *_: None)
-    assert "a hook of" in str(tried(attachment).fault)
+    attachment.model.get_submodule(path).register_forward_pre_hook(lambda *_: None)
+    assert "has a hook of" in str(tried(attachment).fault)
+
+
+def test_a_strangers_hook_above() -> None:
+    attachment = attach(tiny_bert(), upper(LoRA()))
+    attachment.model.bert.encoder.layer[1].register_forward_hook(lambda *_: None)
+    assert tried(attachment).fault is None
+
+
+def test_hidden_states_that_were_asked_for_before() -> None:
+    """transformers leaves its hooks in the model."""
+    attachment = attach(tiny_bert(), upper(LoRA()))
+    attachment.model(**BATCH, output_hidden_states=True, output_attentions=True)
+    assert untouched_blocks(attachment) == 1 and tried(attachment).fault is None
 
 
 class Mean(nn.Module):
@@ -224,3 +239,20 @@ def test_a_trial_leaves_the_model_as_it_was() -> None:
 def test_a_model_of_sounds() -> None:
     attachment = attach(build("wav2vec2"), upper(LoRA()))
     assert "not one for each token" in str(tried(attachment, inputs("wav2vec2")).fault)
+
+
+WORDS_AND_IMAGES = [n for n, e in ZOO.items() if e.kind in ("encoder", "decoder", "vision")]
+
+
+@pytest.mark.slow
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("name", [n for n in WORDS_AND_IMAGES if n != "albert"])
+def test_families(name: str) -> None:
+    attachment = attach(build(name), upper(LoRA()))
+    assert trunk_fault(attachment, untouched_blocks(attachment)) is None
+    assert tried(attachment, inputs(name)).fault is None
+
+
+def test_blocks_that_share_their_weights() -> None:
+    attachment = attach(build("albert"), Plan.uniform(LoRA()))
+    assert "block 0" in str(trunk_fault(attachment, untouched_blocks(attachment)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_pelt.benchmark import variants
+from lightning_pelt.benchmark import trunk, variants
 from lightning_pelt.benchmark.__main__ import main
 from lightning_pelt.benchmark.measure import plan_cost, ratio
 from lightning_pelt.benchmark.plans import FLOOR, FULL, PLANS, preparation
@@ -138,3 +138,11 @@ def test_an_implementation_with_other_values_is_not_timed(name: str) -> None:
     chain.variants[name] = lambda x: right(x) + 1e-2
     with pytest.raises(AssertionError, match=name):
         variants.check(chain, x)
+
+
+@pytest.mark.slow
+def test_steps_above_a_trunk(capsys):
+    small = {"blocks": 2, "block": 1, "width": 64, "batch": 2, "length": 8, "rounds": 1}
+    found = trunk.compare("unipelt", **small, threads=1)
+    assert list(found) == ["floor", "unipelt", "unipelt, cached"]
+    assert "(blocks - block) / blocks is 0.500" in capsys.readouterr().out

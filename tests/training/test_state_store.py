@@ -217,4 +217,4 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 def test_description(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.put(digest(0), states(0))
-        assert described(store) == f"1 examples, 80 B of at most 1.0 MiB, {store.path}"
+        assert described(store) == f"1 example, 80 B of at most 1.0 MiB, {store.path}"
