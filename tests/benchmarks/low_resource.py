@@ -14,8 +14,8 @@ compares: the interval is that of the mean of paired differences over the seeds 
 Every fit is a line of ``FOLDER/fits.jsonl``, so that a study goes on where it ended; several
 processes may share the folder, each with other ``--tasks``. ``--precision bf16`` takes half of the
 time on processors with matrix products in bf16; the folder knows its precision. All fits take the
-same number of steps of 16 rows, AdamW with linear warmup and decay, and the last weights. Scores are
-accuracy, Matthews correlation (cola) and Spearman correlation (stsb), times 100.
+same number of steps of 16 rows, AdamW with linear warmup and decay, and the last weights.
+Scores are accuracy, Matthews correlation (cola) and Spearman correlation (stsb), times 100.
 """
 
 from __future__ import annotations

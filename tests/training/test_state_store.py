@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,12 @@ import pytest
 import torch
 from processes import receive, second_process
 from safetensors.torch import save_file
-from torch import Tensor
+from training.stored_states import digest, hold, opened, states
 
 from lightning_pelt.training import state_store
-from lightning_pelt.training.state_store import StateStore, described
+from lightning_pelt.training.state_store import described
 
-LIMIT = 2**20
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def opened(folder: Path, weights: str = "a", *, max_bytes: int = LIMIT, **key: Any) -> StateStore:
-    return StateStore(folder, {"weights": weights, **key}, max_bytes=max_bytes)
-
-
-def digest(number: int) -> bytes:
-    return number.to_bytes(16, "big")
-
-
-def states(number: int, tokens: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(number)
-    return torch.randn(tokens, 4, generator=generator).to(dtype)
 
 
 def filled(folder: Path, count: int, **options: Any) -> None:
@@ -111,14 +96,6 @@ def test_states_in_use_are_not_dropped(tmp_path: Path) -> None:
             assert len(files(tmp_path)) == 1
     with opened(tmp_path, "new") as store:
         assert store.dropped > 0
-
-
-def hold(connection: Connection, folder: Path) -> None:
-    with opened(folder, "theirs") as store:
-        store.put(digest(7), states(7))
-        store.flush()
-        connection.send("written")
-        connection.recv()
 
 
 @pytest.mark.slow
