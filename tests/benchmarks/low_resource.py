@@ -14,8 +14,8 @@ compares: the interval is that of the mean of paired differences over the seeds 
 Every fit is a line of ``FOLDER/fits.jsonl``, so that a study goes on where it ended; several
 processes may share the folder, each with other ``--tasks``. ``--precision bf16`` takes half of the
 time on processors with matrix products in bf16; the folder knows its precision. All fits take the
-same number of steps of 16 rows, AdamW with linear warmup and decay, and the last weights.
-Scores are accuracy, Matthews correlation (cola) and Spearman correlation (stsb), times 100.
+same number of steps of 16 rows, AdamW with linear warmup and decay, and the last weights. Scores
+are accuracy and Spearman correlation (stsb), times 100.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ from lightning_pelt.attach import Attachment
 from lightning_pelt.training import named_groups
 
 BATCH, CHOOSE, MOST = 16, 500, 1000  # rows of a batch, of the choosing rows, of the test rows
-TASKS = ["sst2", "ag_news", "cola", "mrpc", "qnli", "stsb"]
+# With 100 rows, no contestant learns cola or qnli.
+TASKS = ["sst2", "ag_news", "banking77", "huffpost_authors", "stsb", "mrpc"]
 RATES = [
     {"lr": lr, "lrs": {"head": head}}
-    for lr, head in itertools.product([1e-3, 2e-3, 4e-3], [1e-3, 1e-2])
+    for lr, head in itertools.product([3e-4, 1e-3, 3e-3], [1e-3, 1e-2])
 ]
 TUNING_SEEDS, SEEDS = [100, 101], [0, 1, 2, 3, 4]
 
