@@ -41,7 +41,7 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics
 # Extras and what only some runs need, which a function may import when it needs them.
 OPTIONAL = {
     *("filelock", "litserve", "optuna", "psutil", "psycopg", "scipy", "sqlalchemy", "starlette"),
-    *("bitsandbytes", "torchao"),
+    *("bitsandbytes", "shtab", "torchao"),
     *(
         "matplotlib",
         "pydantic",

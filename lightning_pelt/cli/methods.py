@@ -65,6 +65,11 @@ def options_of(kind: type) -> str:
     return f"{name}\n{title}\n\n{table}\n\nIn a recipe:  {example}"
 
 
+def names() -> list[str]:
+    """What :func:`main` takes."""
+    return sorted([*_methods(), "Gate"])
+
+
 def _methods() -> dict[str, type[Method]]:
     found = {name: getattr(methods, name) for name in methods.__all__} | load_plugins()
     return {

@@ -23,6 +23,8 @@ TRAINER = {
 OTHERS = {
     "recipes": "List the recipes of this package, or print one.",
     "methods": "List the methods, or show the options of one.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+    "completion": "Print the completion script of a shell.",
     "plan": "Show the size of a recipe's plan, block by block.",
     "export": "Write a checkpoint in another library's format.",
     "dashboard": "Save charts of gates, rates and counts in W&B.",

@@ -335,7 +335,7 @@ def table(options: argparse.Namespace) -> str:
         lines.append([name, f"{rates[name]['lr']:g}", f"{rates[name]['lrs']['head']:g}", *columns])
         lines[-1] += [average[name], difference(by_seed, found[best]) if best else ""]
     headers = ["contestant", "rate", "head", *tasks, "mean", f"against {best}"]
-    return tabulate(lines, headers, floatfmt=".1f", tablefmt="github")
+    return tabulate(lines, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[1, 2])
 
 
 def levers(options: argparse.Namespace) -> str:
@@ -350,7 +350,7 @@ def levers(options: argparse.Namespace) -> str:
         line = [name, f"{rates['lr']:g}", f"{rates['lrs']['head']:g}", *best, mean(best)]
         lines.append([*line, mean(map(mean, grid))])
     headers = ["contestant", "rate", "head", *options.all_tasks, "mean", "mean of all rates"]
-    return tabulate(lines, headers, floatfmt=".1f", tablefmt="github")
+    return tabulate(lines, headers, floatfmt=".1f", tablefmt="github", disable_numparse=[1, 2])
 
 
 def difference(ours: list[list[float]], theirs: list[list[float]]) -> str:

@@ -209,7 +209,18 @@ def test_version(capsys):
 
 
 TRAINER = ["fit", "validate", "test", "predict"]
-ALL = [*TRAINER, "recipes", "methods", "plan", "export", "dashboard", "search", "profiles"]
+ALL = [
+    *TRAINER,
+    "recipes",
+    "methods",
+    "schema",
+    "completion",
+    "plan",
+    "export",
+    "dashboard",
+    "search",
+    "profiles",
+]
 
 
 def test_help_lists_nine_commands_in_a_line_each(capsys, monkeypatch):
