@@ -1,11 +1,13 @@
-"""Monitor the gates: curves in training, a heat map per validation, a table at the end."""
+"""Monitor the gates: curves in training, pictures per validation, a table at the end."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tabulate import tabulate
 from torch import Tensor
@@ -17,9 +19,11 @@ from lightning_pelt.callbacks._gate_means import (
     logging_step,
     weighted,
 )
-from lightning_pelt.callbacks._heat_map import show
+from lightning_pelt.callbacks._heat_map import show, show_over_time
 from lightning_pelt.callbacks._packed_examples import examples_in
+from lightning_pelt.callbacks.gate_schedule import GateSchedule
 from lightning_pelt.reports import figures as plots
+from lightning_pelt.reports.gate_history import CLOSED, GateHistory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +58,9 @@ class GateMonitor(Callback):
             ``media/gate/heatmap/<step>.png``. If that fails, a warning says so and training goes
             on.
         table: print the last means at the end of fit.
+        over_time: after each validation of a fit, and at its end, draw the readings of the curves
+            by block and optimizer step, as ``gates_over_time.png`` and ``gate/over_time``. About
+            200 readings are kept, in checkpoints too, so that a resumed run goes on with them.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -62,20 +69,30 @@ class GateMonitor(Callback):
         >>> trainer.fit(module, data)  # doctest: +SKIP
     """
 
-    def __init__(self, every_n_steps: int = 10, heatmap: bool = True, table: bool = True) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 10,
+        heatmap: bool = True,
+        table: bool = True,
+        over_time: bool = True,
+    ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
         self.heatmap = heatmap
         self.table = table
+        self.over_time = over_time
         self.latest: dict[str, float] = {}  # the last means, by gate name
+        self.history = GateHistory()
         self._gates: dict[str, GateView] = {}
         self._means: GateMeans | None = None
         self._last_step = -1
-        self._picture: str | None = None
+        self._drawn_step = -1  # of the last reading in the picture over time
+        self._pictures: dict[str, str] = {}  # files, by what they show
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._gates = attached_to(pl_module, self).gates
+        self._drawn_step, self._pictures = -1, {}
         if trainer.ckpt_path is None:
             self._last_step = -1
         if not self._gates:
@@ -102,6 +119,8 @@ class GateMonitor(Callback):
         means, scalars = summarise(seen, batch)
         if self._means is None:
             self.latest = means
+        if self.over_time:
+            self.history.add(step, {n: _reading(n, g, means) for n, g in self._gates.items()})
         log_scalars(trainer, scalars)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,23 +140,59 @@ class GateMonitor(Callback):
             return
         means, self._means = self._means.compute(trainer), None
         self.latest = means or self.latest
-        folder = trainer.log_dir or trainer.default_root_dir  # every rank must read it
-        writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.heatmap and means and writes:
-            self._picture = show(trainer, means, f"{folder}/gates.png")
+        folder = _folder_to_write(trainer)
+        if self.heatmap and means and folder is not None:
+            self._keep("Heat map", show(trainer, means, f"{folder}/gates.png"))
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._draw_over_time(trainer, folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw_over_time(trainer, _folder_to_write(trainer))
+
+    def _draw_over_time(self, trainer: Trainer, folder: str | None) -> None:
+        """Draw the history, if it has readings that the last picture lacks."""
+        history = self.history
+        if not self.over_time or folder is None or len(history) < 2:
+            return
+        if not self._gates or history.steps[-1] == self._drawn_step:
+            return
+        self._drawn_step = history.steps[-1]
+        schedules = [c for c in trainer.callbacks if isinstance(c, GateSchedule)]  # type: ignore[attr-defined]
+        pruned = [name for schedule in schedules for name in schedule.pruned]
+        path = f"{folder}/gates_over_time.png"
+        self._keep("Gates over time", show_over_time(trainer, history, pruned, path))
+
+    def _keep(self, what: str, path: str | None) -> None:
+        if path is None:
+            self._pictures.pop(what, None)
+        else:
+            self._pictures[what] = path
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.table and self.latest and trainer.is_global_zero:
             print(f"\nMean gate, 0 closed to 1 open\n\n{gate_table(self.latest)}\n", flush=True)
-        if self._picture is not None:
-            print(f"Heat map: {self._picture}\n", flush=True)
+        for what, path in self._pictures.items():
+            print(f"{what}: {path}\n", flush=True)
         self._gates = {}
 
-    def state_dict(self) -> dict[str, int]:
-        return {"last_step": self._last_step}
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_step": self._last_step, "history": self.history.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last_step = state_dict["last_step"]
+        if "history" in state_dict:  # checkpoints of 0.1 have none
+            self.history.load_state_dict(state_dict["history"])
+
+
+def _folder_to_write(trainer: Trainer) -> str | None:
+    """The folder of pictures, in the process that writes them. Every rank must ask for it."""
+    folder = trainer.log_dir or trainer.default_root_dir
+    writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return str(folder) if writes else None
+
+
+def _reading(name: str, gate: GateView, means: Mapping[str, float]) -> float:
+    return CLOSED if gate.open == 0 else means.get(name, math.nan)
 
 
 def summarise(

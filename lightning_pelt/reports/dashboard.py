@@ -76,6 +76,7 @@ SECTIONS = (
             Lines("mean gate of each method", r"^gate/mean/.*$"),
             Lines("spread over the examples of a batch", r"^gate/spread/.*$"),
             Pictures("mean gate by block and site", ("gate/heatmap",)),
+            Pictures("gates over time", ("gate/over_time",)),
             # A block is "07", and may follow the paths of its model and stack: "net.encoder.07".
             Lines("each gate", r"^gate/([^/]*\.)?[0-9]+/.*$"),
         ),

@@ -66,7 +66,7 @@ def gate_heatmap(gates: Mapping[str, float], title: str = "Mean gate") -> Figure
     axes.xaxis.tick_top()
     axes.tick_params(length=0, colors=INK)
     axes.set_ylabel("block, input first", fontsize=9, color=FAINT)
-    _colour_bar(figure, axes)
+    colour_bar(figure, axes)
     set_figure_title(figure, title)
     return figure
 
@@ -116,7 +116,8 @@ def style_axes(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
     axes.tick_params(colors=INK, labelsize=8)
 
 
-def _colour_bar(figure: Figure, axes: Axes) -> None:
+def colour_bar(figure: Figure, axes: Axes | list[Axes], *, fontsize: float = 8) -> None:
+    """The colours of the gates, beside ``axes``."""
     length = min(0.9, 3.0 / figure.get_figheight())  # a longer bar shows nothing more
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), GATES),
@@ -128,7 +129,7 @@ def _colour_bar(figure: Figure, axes: Axes) -> None:
     )
     bar.outline.set_visible(False)
     bar.set_ticks([0, 1], labels=["closed", "open"])
-    bar.ax.tick_params(length=0, labelsize=8, colors=INK)
+    bar.ax.tick_params(length=0, labelsize=fontsize, colors=INK)
 
 
 def _text_colour(colour: tuple[float, float, float, float]) -> str:

@@ -47,6 +47,7 @@ def titles(name: str) -> set[str]:
         ("schedule/pruned", "schedule"),
         ("epoch", None),
         ("gate/heatmap", None),
+        ("gate/over_time", None),
     ],
 )
 def test_a_scalar_is_in_one_chart(name: str, title: str | None) -> None:
@@ -62,8 +63,8 @@ def test_the_layout() -> None:
     lines = [p["config"] for s in sections for p in s["panels"] if "Line" in p["viewType"]]
     assert {line["xAxis"] for line in lines} == {"trainer/global_step"}
     assert all(line["useMetricRegex"] and line["metricRegex"] for line in lines)
-    (heatmap,) = [p["config"] for p in sections[1]["panels"] if p["viewType"] == "Media Browser"]
-    assert heatmap["mediaKeys"] == ["gate/heatmap"]
+    pictures = [p["config"] for p in sections[1]["panels"] if p["viewType"] == "Media Browser"]
+    assert [each["mediaKeys"] for each in pictures] == [["gate/heatmap"], ["gate/over_time"]]
     (points,) = sections[4]["panels"]
     assert points["config"]["xAxis"] == "config:job.value.parameters"
     assert points["config"]["yAxis"] == "summary:score"
