@@ -189,13 +189,24 @@ def test_the_picture_of_each_validation_is_in_every_logger(folder):
     ]
 
 
+def test_the_gates_over_time_are_in_every_logger(folder):
+    files = sorted((folder / "csv/version_0/media/gate/over_time").iterdir())
+    assert [file.name for file in files] == ["00000002.png", "00000005.png"]
+    size = imread(files[1]).shape[:2]
+    assert imread(folder / "csv/version_0/gates_over_time.png").shape[:2] == size
+    images = board(folder).Images("gate/over_time")
+    assert [image.step for image in images] == [2, 5]
+    assert (images[1].height, images[1].width) == size
+    rows = [r for r in offline_wandb.history(folder / "wb") if "gate/over_time/_type" in r]
+    assert [r["trainer/global_step"] for r in rows] == [2, 5]
+
+
 def test_pictures_and_tables_in_mlflow(folder):
     client, run = mlflow_run(folder)
     paths = sorted(each.path for each in client.list_artifacts(run.info.run_id, "images"))
     steps = [path for path in paths if path.endswith(".png")]
     assert [path.split("+")[:3] for path in steps] == [
-        ["images/gate~heatmap", "step", "2"],
-        ["images/gate~heatmap", "step", "5"],
+        [f"images/gate~{name}", "step", step] for name in ("heatmap", "over_time") for step in "25"
     ]
     picture = imread(client.download_artifacts(run.info.run_id, steps[0]))
     first = imread(folder / "csv/version_0/media/gate/heatmap/00000002.png")

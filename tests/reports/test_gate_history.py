@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_many_are_thinned_evenly(every, count):
     history = filled(range(0, every * count, every))
     *kept, last = history.steps
     assert last == every * (count - 1)
-    assert len({b - a for a, b in zip(kept, kept[1:], strict=False)}) == 1
+    assert len({b - a for a, b in pairwise(kept)}) == 1
     assert kept[0] == 0
     assert 0 < last - kept[-1] <= kept[1]
     assert 100 <= len(history) <= 201
