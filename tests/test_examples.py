@@ -12,7 +12,7 @@ from scripts import output_of
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))
 PRINTED = {
-    "accuracy_by_parameters": r"LoRA +\d+,\d+ parameters +\d+\.\d%\n(.*\n)*.*IA3 +\d",
+    "accuracy_by_parameters": r"LoRA +\d+,\d+ parameters +\d+\.\d%\n(.*\n)*BitFit +\d",
     "gates_over_time": r"lowest gate at the end: 0\d/(lora\.(query|value)|prefix|adapter)\n",
     "masks_of_profiles": r"readers 1 and 2 share \d+\.\d of 10 adapters a mask; chance is 2\.5\n",
     "plan_of_s4": r"encoder +5 +4 .*\n(.*\n)*total +[\d,]+ +[\d,]+ +[\d,]+ +[\d,]+ +111,032",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
 
-from lightning_pelt import IA3, Adapter, BitFit, Compacter, LoRA, PELTModule, Plan, StdlibDocs
+from lightning_pelt import Adapter, BitFit, LoRA, PELTModule, Plan, StdlibDocs
 from lightning_pelt.reports.figures import INK, new_figure, save, set_figure_title, style_axes
 
 STEPS, ROWS = 50, 200
@@ -16,8 +16,6 @@ METHODS = {  # with the rates of the recipes
     "LoRA": (LoRA(), 1e-3),
     "Adapter": (Adapter(), 1e-3),
     "BitFit": (BitFit(), 2e-3),
-    "Compacter": (Compacter(), 3e-3),
-    "IA3": (IA3(), 3e-3),
 }
 OPTIONS = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 
