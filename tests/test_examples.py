@@ -24,7 +24,7 @@ def test_the_gallery_has_every_script_and_picture() -> None:
     page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     assert {script.stem for script in SCRIPTS} == PRINTED.keys()
     for name in PRINTED:
-        assert f"docs/examples/{name}.py" in page
+        assert f"](examples/{name}.py)" in page
         assert f"](pictures/gallery/{name}.png)" in page
         assert (ROOT / f"docs/pictures/gallery/{name}.png").stat().st_size < 120_000
 
