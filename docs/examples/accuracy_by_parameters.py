@@ -43,9 +43,8 @@ def main(out: Path) -> None:
         axes.errorbar(parameters, accuracy, error, fmt="o", ms=7, color="#31688e", capsize=3)
         axes.annotate(name, (parameters, accuracy), (8, 5), textcoords="offset points", color=INK)
     style_axes(axes)
-    axes.set(xscale="log", xlabel="trained parameters, without the head", ylabel="test accuracy")
+    axes.set(xlabel="trained parameters, without the head", ylabel="test accuracy")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter("{x:,.0f}")
     axes.margins(x=0.15)
     title = f"Topics of docstrings: {STEPS} steps of 8 rows, one seed"
     set_figure_title(figure, f"{title}\nbars: standard error, {ROWS} rows")
