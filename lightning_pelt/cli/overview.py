@@ -26,6 +26,7 @@ OTHERS = {
     "schema": "Print the JSON schema of recipes, for editors.",
     "completion": "Print the completion script of a shell.",
     "plan": "Show the size of a recipe's plan, block by block.",
+    "report": "Write an HTML report of a run, or of two side by side.",
     "export": "Write a checkpoint in another library's format.",
     "dashboard": "Save charts of gates, rates and counts in W&B.",
     "search": "Find a plan for a given number of parameters.",
