@@ -16,7 +16,7 @@ import lightning.pytorch
 import pytest
 
 import lightning_pelt
-from lightning_pelt.cli import base, dashboard, export, main, plan, profiles, search
+from lightning_pelt.cli import base, dashboard, export, main, plan, profiles, report, search
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,6 +84,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
     monkeypatch.setattr(search.search_settings, "from_namespace", stop)
     monkeypatch.setattr(export, "export", stopping(export.export))
     monkeypatch.setattr(dashboard, "save", stopping(dashboard.save))
+    monkeypatch.setattr(report, "report", stopping(report.report))
     functions = profiles._function
     monkeypatch.setattr(profiles, "_function", lambda name: stopping(functions(name)))
 

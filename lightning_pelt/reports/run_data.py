@@ -220,11 +220,14 @@ def _read_settings(run: Run, folder: RunFolder) -> None:
         first = str(error).partition("\n")[0]
         run.notes.append(f"{SETTINGS} cannot be read: {first}")
         return
-    for name, value in loaded.items() if isinstance(loaded, dict) else ():
-        counted = str(name).startswith(PARAMETERS)
-        if counted and isinstance(value, (int, float)):
-            run.parameters[str(name).removeprefix(PARAMETERS)] = float(value)
-    rest = {n: v for n, v in (loaded or {}).items() if not str(n).startswith(PARAMETERS)}
+    if not isinstance(loaded, dict):
+        run.notes.append(f"{SETTINGS} has no settings by name.")
+        return
+    loaded = {str(name): value for name, value in loaded.items()}
+    for name, value in loaded.items():
+        if name.startswith(PARAMETERS) and isinstance(value, (int, float)):
+            run.parameters[name.removeprefix(PARAMETERS)] = float(value)
+    rest = {name: value for name, value in loaded.items() if not name.startswith(PARAMETERS)}
     for number, (name, value) in enumerate(_flat(rest)):
         if number == MOST_SETTINGS:
             run.notes.append(
@@ -242,7 +245,7 @@ def _flat(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, str
     elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
         inner = iter(enumerate(value))
     if inner is None or depth == DEEPEST:
-        yield name, _text(value)
+        yield name, _text(value) if inner is None else "..."
         return
     for key, each in inner:
         yield from _flat(each, f"{name}.{key}" if name else str(key), depth + 1)

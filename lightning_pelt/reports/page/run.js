@@ -28,11 +28,11 @@
   }
   const whole = (step) => step.toLocaleString("en");
 
-  function epochAt(run, step) {
-    let found = null;
-    for (const [start, epoch] of data.runs[run].epochs) if (start <= step) found = epoch;
-    // The first rows of an epoch are logged before its number is.
-    return found ?? data.runs[run].epochs[0]?.[1] ?? null;
+  function epochText(run, step) {
+    const { epochs } = data.runs[run];
+    // Gates of the first steps are logged before the number of the epoch is.
+    const found = epochs.findLast(([start]) => start <= step) ?? epochs[0];
+    return found ? `, epoch ${found[1]}` : "";
   }
 
   function colourAt(t) {
@@ -83,12 +83,22 @@
 
   // -- charts -----------------------------------------------------------------------------------
 
-  const allSteps = [
-    ...data.charts.flatMap((chart) => chart.runs.flat().flatMap((line) => line.points.map((p) => p[0]))),
-    ...data.runs.flatMap((run) => run.gates.steps),
-  ];
-  const span = allSteps.reduce(([a, b], s) => [Math.min(a, s), Math.max(b, s)], [Infinity, -Infinity]);
-  if (span[0] === span[1]) span[1] += 1;
+  const bounds = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+
+  /** The first and the last step of some runs. */
+  function stepsOf(runs) {
+    const steps = runs.flatMap((run) => [
+      ...data.charts.flatMap((chart) => chart.runs[run].flatMap((line) => line.points.map((p) => p[0]))),
+      ...data.runs[run].gates.steps,
+    ]);
+    const [first, last] = steps.length ? bounds(steps) : [0, 1];
+    return [first, Math.max(last, first + 1)];
+  }
+
+  const shared = stepsOf(data.runs.map((_, run) => run));
+  const own = data.runs.map((_, run) => stepsOf([run]));
+  const ownSteps = document.getElementById("own-steps"); // a box, if there are two runs
+  const spanOf = (run) => (ownSteps?.checked ? own[run] : shared);
 
   const strokeOf = (line) => (line.depth === undefined ? `var(--c${line.colour})` : depthColour(line.depth));
   const dashOf = (line) => DASHES[(line.dash ?? 0) % DASHES.length];
@@ -134,7 +144,7 @@
       const places = values.map((v) => this.y(v)).filter((v) => v !== null);
       if (!places.length) return [0, 1];
       const ends = this.spec.shared ?? places;
-      const [low, high] = ends.map((v) => (this.spec.shared ? this.y(v) : v)).reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+      const [low, high] = bounds(ends);
       const room = (high - low) * 0.05 || Math.abs(high) * 0.1 || 0.5;
       const floor = !this.log && low >= 0 && low < room * 4 ? 0 : low - room;
       return [floor, high + room];
@@ -170,6 +180,7 @@
     }
 
     plot(width, run, lines) {
+      const span = spanOf(run);
       const [low, high] = this.range;
       const marks = this.log ? logTicks(low, high) : ticks(low, high, 6);
       const left = 40 + 9 * Math.max(1, ...marks.map((m) => shown(m).length));
@@ -188,18 +199,18 @@
         svg("text", { x: (size.left + size.right) / 2, y: 280, "text-anchor": "middle" }, "optimizer step"),
         svg("text", { transform: `translate(14 ${(size.top + size.bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, short(this.spec.axis, 30)));
       for (const line of lines) this.drawLine(root, line, x, y, size);
-      this.listen(root, run, lines, x, y, size);
+      this.listen(root, run, lines, { x, y, size, span });
       return root;
     }
 
     drawLine(root, line, x, y, size) {
-      let path = "", open = false;
+      let path = "", open = false, lastCross = -Infinity;
       const stroke = strokeOf(line);
       const kept = line.points.filter((p) => p[1] !== null && this.y(p[1]) !== null);
       for (const [step, value] of line.points) {
         const here = value !== null && this.y(value) !== null;
         if (here) path += `${open ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`;
-        if (value === null) root.append(svg("path", { class: "cross", style: `stroke:${stroke}`,
+        if (value === null && x(step) - lastCross > 14) lastCross = x(step), root.append(svg("path", { class: "cross", style: `stroke:${stroke}`,
           d: `M${x(step) - 5} ${size.bottom - 12}l10 10m0 -10l-10 10` }, svg("title", {}, `${line.label} is not a number at step ${step}`)));
         open = here;
       }
@@ -213,7 +224,7 @@
       return `${this.spec.title}${two ? `, ${data.runs[run].name}` : ""}, by optimizer step. ${ends.join("; ")}. Arrow keys move through the values.`;
     }
 
-    listen(root, run, lines, x, y, size) {
+    listen(root, run, lines, { x, y, size, span }) {
       const cursor = svg("g", { visibility: "hidden" });
       root.append(cursor);
       this.cursors[run] = (step) => {
@@ -257,8 +268,7 @@
       const rows = [];
       this.spec.runs.forEach((lines, run) => {
         if (!lines.length) return;
-        const epoch = epochAt(run, step);
-        rows.push(html("p", {}, html("b", {}, `${two ? `${data.runs[run].name}, ` : ""}step ${whole(step)}`), epoch === null ? "" : `, epoch ${epoch}`));
+        rows.push(html("p", {}, html("b", {}, `${two ? `${data.runs[run].name}, ` : ""}step ${whole(step)}`), epochText(run, step)));
         let found = lines.map((line) => [line, nearest(line.points, step)]);
         if (found.length > MOST_IN_TIP && distance) found = [...found].sort((a, b) => distance(a[1][1] ?? NaN) - distance(b[1][1] ?? NaN));
         for (const [line, [at, value]] of found.slice(0, MOST_IN_TIP)) {
@@ -308,14 +318,13 @@
     bounds() {
       if (!this.stretch.checked) return [0, 1];
       const values = data.runs.flatMap((run) => run.gates.values.flat(2)).filter((v) => v !== null);
-      const [low, high] = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
+      const [low, high] = bounds(values);
       return high > low ? [low, high] : [0, 1];
     }
 
     draw() {
       const step = this.steps[this.slider.value];
-      const epoch = epochAt(0, step);
-      const text = `${whole(step)} of ${whole(this.steps.at(-1))}${epoch === null ? "" : `, epoch ${epoch}`}`;
+      const text = `${whole(step)} of ${whole(this.steps.at(-1))}${two ? "" : epochText(0, step)}`;
       this.output.textContent = text;
       this.slider.setAttribute("aria-valuetext", `step ${text}`);
       const [low, high] = this.bounds();
@@ -331,7 +340,7 @@
         if (!gates.steps.length) { place.append(html("p", { class: "none" }, "No gates were logged in this run.")); return; }
         let index = gates.steps.findLastIndex((each) => each <= step);
         index = Math.max(index, 0);
-        if (gates.steps[index] !== step) place.append(html("p", { class: "none" }, `Logged at step ${whole(gates.steps[index])}.`));
+        if (two) place.append(html("p", { class: "none" }, `step ${whole(gates.steps[index])}${epochText(run, gates.steps[index])}`));
         place.append(this.grid(place.clientWidth, run, gates.values[index], gates.steps[index], low, high));
       });
     }
@@ -387,8 +396,7 @@
     new HeatMap(hostOf("gates"));
     const each = data.sites.map(curvesOf);
     const values = each.flatMap((c) => c.runs.flat().flatMap((l) => l.points.map((p) => p[1])));
-    const shared = values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
-    for (const spec of each) new Chart(hostOf("each"), { ...spec, shared });
+    for (const spec of each) new Chart(hostOf("each"), { ...spec, shared: bounds(values) });
   }
   for (const spec of data.charts) new Chart(hostOf(spec.section), spec);
 
@@ -399,6 +407,7 @@
     if (now !== width) { width = now; drawAll(); }
   }).observe(document.documentElement);
   dark.addEventListener("change", drawAll);
+  ownSteps?.addEventListener("change", drawAll);
   addEventListener("beforeprint", drawAll);
   drawAll();
   document.documentElement.dataset.drawn = String(drawn.length);
