@@ -91,7 +91,7 @@ def read_run(location: str) -> Run:
         ValueError: ``metrics.csv`` is not one of the ``CSVLogger``.
     """
     folder = find_run(location)
-    run = Run(folder.name, folder.path, folder.written(), notes=list(folder.notes))
+    run = Run(folder.name, folder.location, folder.written(), notes=list(folder.notes))
     _read_metrics(run, _complete_lines(run, folder.read(METRICS) or b""))
     _read_settings(run, folder)
     return run

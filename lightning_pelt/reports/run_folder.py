@@ -10,6 +10,7 @@ from datetime import datetime
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from lightning_pelt.utils.errors import unknown
 
@@ -41,6 +42,12 @@ class RunFolder:
     def name(self) -> str:
         """The last two parts of the path, as in ``quickstart/version_0``."""
         return "/".join(self.path.split("/")[-2:])
+
+    @property
+    def location(self) -> str:
+        """The path, or the URL if the folder is not on this machine."""
+        local = isinstance(self.files, LocalFileSystem)
+        return self.path if local else str(self.files.unstrip_protocol(self.path))
 
     def read(self, name: str) -> bytes | None:
         """The content of a file of the run; None if it does not exist."""

@@ -53,6 +53,13 @@ def test_a_url() -> None:
         assert file.read().endswith("</html>")
 
 
+def test_the_report_of_a_run_at_a_url_is_there() -> None:
+    with fsspec.open("memory://far/version_0/metrics.csv", "wt") as file:
+        file.write("step,val/loss\n1,2\n")
+    assert report("memory://far") == "memory:///far/version_0/report.html"
+    assert fsspec.filesystem("memory").exists("/far/version_0/report.html")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

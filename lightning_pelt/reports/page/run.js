@@ -115,7 +115,7 @@
   class Chart {
     constructor(host, spec) {
       this.spec = spec;
-      this.log = spec.section === "rates" && this.differ();
+      this.log = (spec.section === "rates" && this.differ()) || (spec.section === "curves" && this.hasPeak());
       this.steps = [...new Set(spec.runs.flat().flatMap((l) => l.points.map((p) => p[0])))].sort((a, b) => a - b);
       this.figure = html("figure", two ? { class: "wide" } : {}, html("figcaption", {}, spec.title));
       this.legend = html("div", { class: "legend" });
@@ -135,6 +135,12 @@
     differ() {
       const tops = this.spec.runs.flat().map((l) => Math.max(...l.points.map((p) => p[1] ?? 0))).filter((v) => v > 0);
       return tops.length > 1 && Math.max(...tops) > 8 * Math.min(...tops);
+    }
+
+    /** Whether a few values are so high that the others would be flat. */
+    hasPeak() {
+      const values = this.spec.runs.flat().flatMap((l) => l.points.map((p) => p[1])).filter((v) => v !== null).sort((a, b) => a - b);
+      return values.length > 20 && values[0] > 0 && values.at(-1) > 10 * values[Math.floor(values.length * 0.95)];
     }
 
     y(value) { return this.log ? (value > 0 ? Math.log10(value) : null) : value; }
