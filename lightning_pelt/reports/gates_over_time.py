@@ -112,7 +112,9 @@ def _map(axes: Axes, steps: Sequence[int], values: NDArray[np.float32]) -> None:
         closed = np.concatenate([[False], values[y] == CLOSED, [False]]).astype(int)
         starts, ends = (edges[np.flatnonzero(np.diff(closed) == turn)] for turn in (1, -1))
         spans = [*zip(starts, ends - starts, strict=True)]
-        axes.broken_barh(spans, (float(y), 1.0), facecolor=PAPER, edgecolor=FAINT, hatch=HATCH, lw=0)
+        axes.broken_barh(
+            spans, (float(y), 1.0), facecolor=PAPER, edgecolor=FAINT, hatch=HATCH, lw=0
+        )
     axes.hlines(rows[1:-1], at[0], at[-1], color=PAPER, lw=1.2)
     axes.set_ylim(len(values), 0)
     axes.set_xlim(at[0], at[-1])
