@@ -320,7 +320,7 @@ __all__ = [
     "split_base",
     "write_profile",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
