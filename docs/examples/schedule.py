@@ -32,7 +32,7 @@ def main(out: Path) -> None:
         lr=3e-3,
         lrs={"head": 3e-2},
     )
-    schedule = GateSchedule(PHASES, unit="step", prune_below=0.47, prune_after=2)
+    schedule = GateSchedule(PHASES, unit="step", prune_below=0.49, prune_after=2)
     monitor = GateMonitor(every_n_steps=1, heatmap=False, table=False)
     trainer = Trainer(
         max_steps=80,
