@@ -34,7 +34,7 @@ class StageChoice(NamedTuple):
         stage: its name.
         scores: by option, in points.
         chosen: the chosen option; None until the stage is settled.
-        fresh: scores of the winner and the runner-up on fresh blocks; empty if there are none.
+        fresh: scores of the winner and the runner-up on new replicates; empty if there are none.
     """
 
     stage: str
@@ -46,8 +46,8 @@ class StageChoice(NamedTuple):
 def choices(stages: Sequence[StageChoice], title: str = "What each stage chose") -> Figure:
     """Draw one row for each stage: the score of every option, the chosen one filled and named.
 
-    Diamonds below the row show the winner and the runner-up on fresh blocks, which no choice was
-    based on.
+    Diamonds below the row show the winner and the runner-up on new replicates, which no choice
+    was based on.
 
     Raises:
         ValueError: there is no stage.
@@ -78,14 +78,14 @@ def choices(stages: Sequence[StageChoice], title: str = "What each stage chose")
     axes.set_ylim(len(stages) - 0.45, -0.6)
     axes.margins(x=0.08)
     axes.set_xlabel(
-        "points; stages have different blocks: compare within a row", fontsize=9, color=FAINT
+        "points; stages have different replicates: compare within a row", fontsize=9, color=FAINT
     )
     handles = [
         axes.scatter([], [], s=52, color=CHOSEN, label="chosen"),
         axes.scatter([], [], s=26, facecolor=PAPER, edgecolor=FAINT, label="another option"),
-        axes.scatter([], [], s=30, marker="D", color=CHOSEN, label="chosen, fresh blocks"),
+        axes.scatter([], [], s=30, marker="D", color=CHOSEN, label="chosen, new replicates"),
         axes.scatter([], [], s=30, marker="D", facecolor=PAPER, edgecolor=ACTIVE,
-                     label="the runner-up, fresh blocks"),
+                     label="the runner-up, new replicates"),
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     set_figure_title(figure, title)
@@ -111,17 +111,22 @@ def comparison(
     every: list[Axes] = list(grid.ravel())
     for panel, task in zip(every, panels, strict=False):
         for y, plan in enumerate(plans):
+            points = _points(plan, task)
             colour = CHOSEN if y == 0 else FAINT
-            scores = plan.scores.get(task, plan.overall)
-            points = [score for score in scores if score is not None]
             panel.scatter(points, [y] * len(points), s=20, color=colour, alpha=0.65, linewidth=0)
             if points:
-                panel.plot([np.mean(points)] * 2, [y - 0.3, y + 0.3], color=INK, lw=2)
+                middle, best = float(np.mean(points)), plan is best_of(plans, task)
+                panel.plot([middle] * 2, [y - 0.3, y + 0.3], color=INK, lw=2)
+                panel.annotate(f"{middle:.1f}" + best * " best", (1, y), xytext=(4, 0), va="center",
+                               xycoords=("axes fraction", "data"), textcoords="offset points",
+                               fontsize=8, color=INK,
+                               fontweight="bold" if best else "normal")  # fmt: skip
         panel.set_title(task, fontsize=10, color=INK, loc="left")
         style_axes(panel, grid="x")
         panel.spines["left"].set_visible(False)
-        panel.margins(x=0.1)
         panel.xaxis.set_major_locator(MaxNLocator(4))
+    for panel, limits in zip(every, _limits(plans, panels), strict=False):
+        panel.set_xlim(limits)
     for panel in every[len(panels) :]:
         panel.set_axis_off()
     labels = [p.title + (f"\n({p.mark})" if p.mark else "") for p in plans]
@@ -129,9 +134,32 @@ def comparison(
     every[0].set_ylim(len(plans) - 0.4, -0.6)
     for panel in every:
         panel.tick_params(axis="y", length=0, labelsize=9)
-    figure.supxlabel("points; a dot per seed, a bar at their mean", fontsize=9, color=FAINT)
+    figure.supxlabel(
+        "points, equally wide in all panels; a dot per seed, a bar at their mean",
+        fontsize=9,
+        color=FAINT,
+    )
     set_figure_title(figure, title)
     return figure
+
+
+def best_of(plans: Sequence[CandidateScores], task: str) -> CandidateScores:
+    """The plan with the highest mean on a task, or over the tasks."""
+    return max(plans, key=lambda plan: np.mean(_points(plan, task) or [-np.inf]))
+
+
+def _points(plan: CandidateScores, task: str) -> list[float]:
+    return [score for score in plan.scores.get(task, plan.overall) if score is not None]
+
+
+def _limits(
+    plans: Sequence[CandidateScores], tasks: Sequence[str]
+) -> list[tuple[float, float] | None]:
+    """Limits of the axes: equally wide, so that differences can be compared between panels."""
+    scores = [[score for plan in plans for score in _points(plan, task)] for task in tasks]
+    room = 1.2 * max((max(each) - min(each) for each in scores if each), default=0.0) or 2.0
+    middles = [(max(each) + min(each)) / 2 if each else None for each in scores]
+    return [None if m is None else (m - room / 2, m + room / 2) for m in middles]
 
 
 def cost(stages: Sequence[StageCost], title: str = "What the search cost") -> Figure:

@@ -26,7 +26,8 @@ def found_design(state: SearchState, draw: Draw) -> list[str]:
         ]
         for each in solution.blocks
     ]
-    groups = listed([letters or "nothing" for letters in design.strategies])
+    each = [f"{letters or 'none'} in group {n}" for n, letters in enumerate(design.strategies, 1)]
+    groups = listed(each)
     return [
         "## The found design",
         "",

@@ -155,7 +155,7 @@ def _options(state: SearchState) -> str:
         return ""
     record = state.records[-1]
     if record.confirmation is not None and not record.confirmation.finished:
-        return f"{' against '.join(record.confirmation.arms)} on fresh blocks"
+        return f"{' against '.join(record.confirmation.arms)} on new replicates"
     active = sum(arm.active for arm in record.selection.stats())
     arms = len(record.selection.arms)
     return f"{active} of {arms} options left" if arms > 1 else ""

@@ -23,8 +23,8 @@ from lightning_pelt.search.selection.base import ArmStats, Look
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CHOSEN, ACTIVE, DROPPED, OTHERS = GATES(0.35), GATES(0.68), FAINT, "#d5d9e2"
-TIE = "#f3ead2"  # background of the tie zone
+CHOSEN, ACTIVE, DROPPED, OTHERS = GATES(0.35), "#c46a1b", FAINT, "#d5d9e2"
+TIE = "#f0dfae"  # background of the tie zone
 COLUMNS = 5
 
 
@@ -79,9 +79,9 @@ def race_figure(
         above = panels[panels.index(panel) - columns]
         above.tick_params(labelbottom=True)
     _limit(panels[0], lines.values(), tie)
-    zone = f"; shaded: within {tie:g} points of the leader" if tie else ""
-    figure.supxlabel(f"blocks{zone}", fontsize=9, color=FAINT)
-    figure.supylabel("points from the leader, same blocks", fontsize=9, color=FAINT)
+    zone = f"; shaded: a tie, within {tie:g} points of the leader" if tie else ""
+    figure.supxlabel(f"replicates{zone}", fontsize=9, color=FAINT)
+    figure.supylabel("points from the leader, same replicates", fontsize=9, color=FAINT)
     set_figure_title(figure, title)
     return figure
 
@@ -142,7 +142,7 @@ def _rows(
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlabel(
-        f"points from {look.leader}, {look.blocks} blocks each", fontsize=9, color=FAINT
+        f"points from {look.leader}, {look.blocks} replicates each", fontsize=9, color=FAINT
     )
     set_figure_title(figure, title)
     return figure
@@ -152,6 +152,8 @@ def _zone(axes: Axes, tie: float | None, *, vertical: bool) -> None:
     span, line = (axes.axvspan, axes.axvline) if vertical else (axes.axhspan, axes.axhline)
     if tie:
         span(-tie, tie, color=TIE, lw=0, zorder=0)
+        for edge in (-tie, tie):
+            line(edge, color="#c9a94e", lw=0.8, ls=(0, (3, 2)), zorder=0)
     line(0, color=FAINT, lw=0.8, zorder=0)
 
 
@@ -180,7 +182,7 @@ def _state(arm: str, winner: str | None, leader: str, out: Mapping[str, int]) ->
         return "won"
     if arm in out:
         return f"dropped after {out[arm]}"
-    return "in the lead" if arm == leader else "not dropped" if winner else "still in"
+    return "in the lead" if arm == leader else "no clear difference" if winner else "still in"
 
 
 def _last(value: float) -> float:

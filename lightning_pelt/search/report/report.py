@@ -144,7 +144,7 @@ def _method(settings: Settings) -> str:
     rules = settings.racing
     if settings.method == "racing":
         return (
-            f"paired racing: {rules.first} blocks, then {rules.step} at a time, at most "
+            f"paired racing: {rules.first} replicates, then {rules.step} at a time, at most "
             f"{rules.cap}; alpha {rules.alpha:g}; ties within {rules.tie:g} points"
         )
     if settings.method == "brute_force":

@@ -40,11 +40,11 @@ BASELINE = (
     "of S1 only with each other."
 )
 PAIRED = (
-    "*behind* is the leader's score minus the option's, averaged over the blocks that both "
-    "finished; *mean* is over the option's blocks. An option was dropped because it was behind the "
-    "leader at that look, which may have lost the lead later."
+    "*behind* is the leader's score minus the option's, averaged over the replicates that both "
+    "finished; *mean* is over the option's replicates. An option was dropped because it was behind "
+    "the leader at that look, which may have lost the lead later."
 )
-UNPAIRED = "every option has separate blocks, and *behind* is the difference of two means."
+UNPAIRED = "every option has separate replicates, and *behind* is the difference of two means."
 
 
 def stage_title(stage: str) -> str:
@@ -107,7 +107,7 @@ def arm_table(selection: Selection, chosen: str | None) -> list[str]:
         for s in arms
     ]
     behind = f"behind ({confidence(selection):.3g}% interval)"
-    return table(["option", "blocks", "mean", behind, "verdict", "diverged"], rows)
+    return table(["option", "replicates", "mean", behind, "verdict", "diverged"], rows)
 
 
 def confidence(selection: Selection) -> float:
@@ -133,28 +133,28 @@ def verdict(record: StageRecord) -> str:
         return f"**{winner}** was shown to be better and replaces the found design."
     if result.verdict == "winner":
         most = max(s.blocks for s in selection.stats())
-        return f"**{winner}** won: all others were dropped within {most} blocks."
+        return f"**{winner}** won: all others were dropped within {most} replicates."
     if result.verdict == "tie":
         return (
             f"A tie: {tied} were shown to be within {_tie(selection)} of the leader. "
             f"**{winner}** won as the simplest of them."
         )
     return (
-        f"The blocks ran out before a difference was shown between {tied}: their differences are "
-        f"within noise. **{winner}** won by its mean alone."
+        f"The replicates ran out before a difference was shown between {tied}: their differences "
+        f"are within noise. **{winner}** won by its mean alone."
     )
 
 
 def confirmation(record: StageRecord) -> str:
-    """The comparison of the winner with its runner-up on fresh blocks."""
+    """The comparison of the winner with its runner-up on new replicates."""
     assert record.confirmation is not None
     winner, other = record.confirmation.arms[0], record.confirmation.arms[1]
     now = {s.arm: s for s in record.confirmation.stats()}
     if not record.confirmation.finished:
-        return f"{winner} and {other} are now compared again on fresh blocks."
+        return f"{winner} and {other} are now compared again on new replicates."
     gap = now[other]
     text = (
-        f"Compared again on {gap.blocks} fresh blocks, which no choice was based on: {winner} "
+        f"Compared again on {gap.blocks} new replicates, which no choice was based on: {winner} "
         f"{number(now[winner].mean, 2)}, {other} {number(gap.mean, 2)}, a difference of "
         f"{_interval(gap.behind, gap.low, gap.high)}, a {confidence(record.confirmation):.3g}% "
         "interval. "
@@ -301,8 +301,8 @@ def _status(
     if chosen is None:
         return "still in"
     if s.arm == selection.result().winner:
-        return "beaten on fresh blocks"
-    return "not dropped" if isinstance(selection, Race) else "not better"
+        return "beaten on new replicates"
+    return "no clear difference" if isinstance(selection, Race) else "not better"
 
 
 def _noise(selection: Selection) -> str:

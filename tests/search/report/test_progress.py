@@ -108,7 +108,7 @@ def test_fresh_blocks_are_named() -> None:
     assert state.records[-1].confirmation is not None
     winner, runner_up = state.records[-1].confirmation.arms
     now = status(state, outcomes, counts(state, outcomes))
-    assert now.details[0] == f"{winner} against {runner_up} on fresh blocks"
+    assert now.details[0] == f"{winner} against {runner_up} on new replicates"
 
 
 # -- output ---------------------------------------------------------------------------------------

@@ -323,7 +323,7 @@ def test_a_tie_names_the_tied_and_the_zone() -> None:
 def test_a_race_that_ran_out_of_blocks_is_reported_as_noise() -> None:
     race = Race(["a", "b"], Racing(first=4, step=4, cap=8, tie=0.0))
     sentence = sections.verdict(told(race, {"a": 0.0, "b": 0.05}, spread=3))
-    assert "blocks ran out" in sentence and "within noise" in sentence and "a and b" in sentence
+    assert "replicates ran out" in sentence and "within noise" in sentence and "a and b" in sentence
 
 
 def test_brute_force_reports_which_leads_are_noise() -> None:
@@ -389,7 +389,7 @@ def test_a_race_of_fifteen_options_shows_each_until_it_was_dropped(wide: StageRe
         assert end.get_ydata()[0] == pytest.approx(-each.behind)
         assert axes.texts[0].get_text() == (
             "won" if arm == wide.chosen
-            else f"dropped after {last}" if arm in dropped else "not dropped"
+            else f"dropped after {last}" if arm in dropped else "no clear difference"
         )  # fmt: skip
 
 
