@@ -10,6 +10,7 @@ from jsonargparse._completions_jsonschema import ParserJsonschema
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from lightning_pelt.cli.plugins import load_plugins
 from lightning_pelt.methods.config import public_path
 
 # The classes whose subclasses a schema lists: those that recipes name. Listing all subclasses of,
@@ -23,15 +24,20 @@ DOTTED = {"type": "string", "pattern": r"[./]"}  # a class of another package, o
 class RecipeSchema(ParserJsonschema):
     """The generator of jsonargparse, for the class paths that recipes have.
 
-    Classes of this package and of Lightning are listed by their short names, by their public paths
-    and by the paths of their modules. Classes of other packages are accepted by their paths, with
-    any arguments.
+    Classes of this package, of Lightning and of plugins are listed by their short names, by their
+    public paths and by the paths of their modules. Classes of other packages are accepted by their
+    paths, with any arguments.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plugins = list(load_plugins().values())
 
     def subclass_def(self, class_type: Any, action: Any) -> dict:
         if not _is_listed(class_type):
             return {}
-        found = sorted(set(_subclasses(class_type)), key=lambda each: each.__name__)
+        known = {k for k in _subclasses(class_type) if _is_known(k) or k in self.plugins}
+        found = sorted(known, key=lambda each: each.__name__)
         names = [name for kind in found for name in _names(kind)]
         schemas: list[dict] = [{"enum": names}, DOTTED]
         for kind in found:
@@ -60,7 +66,8 @@ def recipe_schema(parser: ArgumentParser, *, title: str) -> dict[str, Any]:
     """
     schema = RecipeSchema().generate(parser)
     # A recipe may leave out what the command line gives.
-    schema.pop("required", None)
+    for group in (schema, *schema["properties"].values()):
+        group.pop("required", None)
     return {"$schema": schema.pop("$schema"), "title": title, **schema}
 
 
@@ -73,11 +80,16 @@ def _is_ours(kind: type) -> bool:
 
 
 def _subclasses(kind: type) -> list[type]:
-    """A class and all its subclasses, of this package and Lightning, that can be built."""
+    """A class and all its subclasses."""
     children: list[type] = kind.__subclasses__()
     below = [each for child in children for each in _subclasses(child)]
+    return [kind, *below]
+
+
+def _is_known(kind: type) -> bool:
+    """Whether a class can be built, and is of this package or of Lightning."""
     private = kind.__name__.startswith("_") or getattr(kind, "__abstractmethods__", None)
-    return below if private or not kind.__module__.startswith(HOMES) else [kind, *below]
+    return not private and kind.__module__.startswith(HOMES)
 
 
 def _names(kind: type) -> list[str]:

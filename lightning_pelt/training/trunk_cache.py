@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 import transformers
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lightning_pelt.anatomy.example_rows import (
     Rows,
@@ -26,13 +24,13 @@ from lightning_pelt.anatomy.example_rows import (
 from lightning_pelt.anatomy.trunk import Trunk, moves_in_training
 from lightning_pelt.attach.trunk import trunk_fault, try_trunk, untouched_blocks
 from lightning_pelt.training.state_store import StateStore, described
+from lightning_pelt.utils.adapter_format import digest_of
 from lightning_pelt.utils.text import readable_bytes
 
 if TYPE_CHECKING:
     from lightning_pelt.attach import Attachment
 
 FORMAT = 1
-BAR_AFTER = 5  # seconds
 
 
 @dataclass
@@ -301,17 +299,6 @@ class CachedTrunk:
             f"Trunk cache: {self.depth} of {total} blocks are below the plan. {described(store)}"
             f"{dropped if store.dropped else ''}"
         )
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of the values of tensors by name. A bar shows the progress if it takes long."""
-    found = hashlib.blake2b(digest_size=16)
-    bar = tqdm(tensors.items(), desc="hashing the frozen blocks", delay=BAR_AFTER, leave=False)
-    for name, tensor in bar:
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(values.view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _padded(found: list[Tensor], rows: Rows, device: torch.device) -> Tensor | None:

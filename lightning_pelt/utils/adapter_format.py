@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from lightning_pelt.utils.files import locked, write_together
 from lightning_pelt.utils.json_data import parse_json
@@ -20,6 +21,7 @@ from lightning_pelt.utils.json_data import parse_json
 TENSORS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 FORMAT = "2"
+BAR_AFTER = 5  # seconds
 WITHOUT_DIGESTS = "1"  # written by version 0.1
 HEADER = "lightning_pelt"
 REMEDY = "Copy the file again, or save the adapters again"
@@ -144,9 +146,9 @@ def _checked_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and values of tensors."""
+    """SHA-256 of names, dtypes, shapes and values of tensors. A bar shows a long one."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in tqdm(sorted(tensors), "hashing tensors", delay=BAR_AFTER, leave=False):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

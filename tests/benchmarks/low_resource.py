@@ -61,7 +61,7 @@ from lightning_pelt.attach import Attachment
 from lightning_pelt.training import named_groups
 
 BATCH, CHOOSE, MOST = 16, 500, 1000  # rows of a batch, of the choosing rows, of the test rows
-# With 100 rows, no contestant learns cola or qnli.
+# LoRA learns neither cola nor qnli from 100 rows.
 TASKS = ["sst2", "ag_news", "banking77", "huffpost_authors", "stsb", "mrpc"]
 RATES = [
     {"lr": lr, "lrs": {"head": head}}

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from small import bert
 
 from lightning_pelt.cli import methods
 from lightning_pelt.cli.base import main
 from lightning_pelt.cli.plugins import load_plugins
+from lightning_pelt.cli.schema import schema_of
 
 SOURCE = '''
 """A package with a method."""
@@ -57,6 +59,15 @@ def test_a_broken_entry_point_is_named_and_the_others_are_loaded(installed: None
 def test_the_method_is_listed(installed: None, capsys: pytest.CaptureFixture[str]) -> None:
     methods.main(["theirlora"])
     assert "LoRA of another package." in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be loaded")
+def test_the_schema_has_the_method(installed: None) -> None:
+    check = Draft202012Validator(schema_of("fit"))
+    for arguments, fits in ({"r": 4}, True), ({"rank": 4}, False):
+        groups = [{"methods": [{"class_path": "TheirLoRA", "init_args": arguments}]}]
+        plan = {"class_path": "Plan", "init_args": {"groups": groups}}
+        assert check.is_valid({"model": {"plan": plan}}) == fits
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be loaded")

@@ -73,6 +73,22 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"model": {"backbone": "a"}},
+        {"model": {"plan": "UniPELT"}},
+        {"trainer": {"max_epochs": 3}},
+        callback(class_path="GateMonitor", init_args={"every_n_steps": 1}),
+        plan_of({"class_path": "LoRA", "init_args": {"r": 8, "gate": {"pool": "token"}}}),
+    ],
+    ids=str,
+)
+def test_a_part_of_a_recipe_fits(validator: Callable, recipe: dict[str, Any]) -> None:
+    """The command line gives the rest. Each mistake below differs from one of these in one name."""
+    assert validator("fit").is_valid(recipe)
+
+
 @pytest.mark.parametrize("recipe", WRONG.values(), ids=WRONG)
 def test_a_mistake_does_not_fit(validator: Callable, recipe: dict[str, Any]) -> None:
     assert not validator("fit").is_valid(recipe)
