@@ -118,7 +118,7 @@ class Fitter:
     ) -> dict[str, float]:
         """Train and evaluate; of a fit that diverges, the metrics measured before."""
         every = NEVER if run is None else LOG_EVERY
-        timer, gates = Timer(), GateMonitor(every, heatmap=False, table=False)
+        timer, gates = Timer(), GateMonitor(every, heatmap=False, table=False, over_time=False)
         callbacks: list[Callback] = [FiniteGuard(), timer]
         if any(method.gate is not None for method in module.plan.methods):
             callbacks.append(gates)
