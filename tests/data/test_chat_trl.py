@@ -80,6 +80,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def trl_batch(base: str, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """The first batch of TRL's trainer."""
+    pytest.importorskip("trl")  # needs Python 3.11
     from trl import SFTConfig, SFTTrainer
 
     def batch(rows: list[dict[str, Any]], template: str, **options: Any) -> dict[str, torch.Tensor]:
