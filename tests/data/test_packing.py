@@ -66,7 +66,9 @@ def test_every_example_is_in_one_row(length: int) -> None:
 
 def test_no_more_rows_than_trl_needs() -> None:
     examples = drawn(400, most=60).remove_columns("labels")
-    theirs = pytest.importorskip("trl.data_utils").pack_dataset(examples, seq_length=96, strategy="bfd")
+    theirs = pytest.importorskip("trl.data_utils").pack_dataset(
+        examples, seq_length=96, strategy="bfd"
+    )
     ours = pack(examples, 96)
     assert len(ours) <= len(theirs)
     assert fill_rate(ours, 96) > 0.95

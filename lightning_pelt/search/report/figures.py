@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +13,6 @@ from lightning_pelt.reports.figures import (
     FAINT,
     INK,
     MISSING,
-    PAPER,
     new_figure,
     set_figure_title,
     style_axes,
@@ -25,71 +23,6 @@ from lightning_pelt.utils.text import readable_duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-class StageChoice(NamedTuple):
-    """A stage in the figure of choices.
-
-    Attributes:
-        stage: its name.
-        scores: by option, in points.
-        chosen: the chosen option; None until the stage is settled.
-        fresh: scores of the winner and the runner-up on new replicates; empty if there are none.
-    """
-
-    stage: str
-    scores: Mapping[str, float]
-    chosen: str | None
-    fresh: Mapping[str, float]
-
-
-def choices(stages: Sequence[StageChoice], title: str = "What each stage chose") -> Figure:
-    """Draw one row for each stage: the score of every option, the chosen one filled and named.
-
-    Diamonds below the row show the winner and the runner-up on new replicates, which no choice
-    was based on.
-
-    Raises:
-        ValueError: there is no stage.
-    """
-    if not stages:
-        raise ValueError("there is no choice to draw: no stage has a score yet")
-    figure = new_figure(8.2, 1.3 + 0.72 * len(stages))
-    axes = figure.add_subplot()
-    for y, stage in enumerate(stages):
-        known = {option: score for option, score in stage.scores.items() if isfinite(score)}
-        axes.axhline(y, color=MISSING, lw=1, zorder=0)
-        others = [score for option, score in known.items() if option != stage.chosen]
-        axes.scatter(others, [y] * len(others), s=26, facecolor=PAPER, edgecolor=FAINT, zorder=2)
-        if stage.chosen in known:
-            axes.scatter(known[stage.chosen], y, s=52, color=CHOSEN, zorder=3)
-            _label(axes, f"{stage.chosen}  {known[stage.chosen]:.1f}", known[stage.chosen], y)
-        for option, score in stage.fresh.items():
-            chosen = option == stage.chosen
-            axes.scatter(score, y + 0.27, s=30, marker="D", zorder=3, linewidth=1.2,
-                         facecolor=CHOSEN if chosen else PAPER,
-                         edgecolor=CHOSEN if chosen else ACTIVE)  # fmt: skip
-        if len(stage.fresh) == 2:
-            axes.plot(list(stage.fresh.values()), [y + 0.27] * 2, color=ACTIVE, lw=1, zorder=1)
-    style_axes(axes, grid="x")
-    axes.spines["left"].set_visible(False)
-    axes.set_yticks(range(len(stages)), [_row_title(stage) for stage in stages], fontsize=9)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(stages) - 0.45, -0.6)
-    axes.margins(x=0.08)
-    axes.set_xlabel(
-        "points; stages have different replicates: compare within a row", fontsize=9, color=FAINT
-    )
-    handles = [
-        axes.scatter([], [], s=52, color=CHOSEN, label="chosen"),
-        axes.scatter([], [], s=26, facecolor=PAPER, edgecolor=FAINT, label="another option"),
-        axes.scatter([], [], s=30, marker="D", color=CHOSEN, label="chosen, new replicates"),
-        axes.scatter([], [], s=30, marker="D", facecolor=PAPER, edgecolor=ACTIVE,
-                     label="the runner-up, new replicates"),
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    set_figure_title(figure, title)
-    return figure
 
 
 def comparison(
@@ -200,13 +133,3 @@ def cost(stages: Sequence[StageCost], title: str = "What the search cost") -> Fi
     axes.set_xlabel("fits", fontsize=9, color=FAINT)
     set_figure_title(figure, title)
     return figure
-
-
-def _label(axes: Axes, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), (0, 7), textcoords="offset points", ha="center", va="bottom",
-                  fontsize=8.5, color=INK, fontweight="bold")  # fmt: skip
-
-
-def _row_title(stage: StageChoice) -> str:
-    count = len(stage.scores)
-    return f"{stage.stage}\n{count} options" if count > 1 else stage.stage

@@ -15,6 +15,7 @@ from lightning_pelt.reports.figures import save
 from lightning_pelt.search.greedy_search import SWAPS
 from lightning_pelt.search.queue.job import Outcomes
 from lightning_pelt.search.report import figures, sections
+from lightning_pelt.search.report.choices_figure import OptionScore, StageChoice, choices
 from lightning_pelt.search.report.found_design import found_design
 from lightning_pelt.search.report.race_figure import race_figure
 from lightning_pelt.search.report.sections import UNKNOWN, Draw, listed, stage_title, table
@@ -22,7 +23,7 @@ from lightning_pelt.search.report.summary import (
     FINAL,
     GATED,
     candidate_scores,
-    comparable_means,
+    comparable_scores,
     stage_costs,
 )
 from lightning_pelt.search.search_state import SearchState, StageRecord
@@ -191,14 +192,17 @@ def _choices(state: SearchState, settings: Settings, space: Space, draw: Draw) -
     header = ["stage", "chosen", "the paper, on T5-base"]
     lines = ["## Choices", "", *table(header, rows, align="left")]
     shown = [_stage_choice(record) for record in state.records if record.selection.looks]
-    return lines + (draw("choices", lambda: figures.choices(shown)) if shown else [])
+    return lines + (draw("choices", lambda: choices(shown)) if shown else [])
 
 
-def _stage_choice(record: StageRecord) -> figures.StageChoice:
+def _stage_choice(record: StageRecord) -> StageChoice:
     fresh = {s.arm: s.mean for s in record.confirmation.stats()} if record.confirmation else {}
-    known = {arm: mean for arm, mean in fresh.items() if isfinite(mean)}
-    means = comparable_means(record.selection)
-    return figures.StageChoice(record.stage.name, means, record.chosen, known)
+    again = {arm: mean for arm, mean in fresh.items() if isfinite(mean)}
+    options = [
+        OptionScore(name, score, low, high, again.get(name))
+        for name, (score, low, high) in comparable_scores(record.selection).items()
+    ]
+    return StageChoice(record.stage.name, options, record.chosen)
 
 
 def _gates(state: SearchState) -> list[str]:

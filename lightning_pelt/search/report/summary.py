@@ -104,18 +104,19 @@ def eliminated_after(looks: Sequence[Look]) -> dict[str, int]:
     return found
 
 
-def comparable_means(selection: Selection) -> dict[str, float]:
-    """Scores that can be compared: the leader's mean minus the lead over each arm.
+def comparable_scores(selection: Selection) -> dict[str, tuple[float, float, float]]:
+    """Score and interval of each arm, in points: the leader's mean minus the lead over the arm.
 
     Plain means cannot be compared: an arm that was eliminated early has other blocks than the
-    leader.
+    leader. The interval is that of the difference, so the leader has none. NaN is unknown.
     """
     arms = selection.stats()
     # The leader is the arm whose difference to the leader is exactly 0. A single arm has none.
     leader = next((arm for arm in arms if arm.behind == 0 and arm.low == arm.high), None)
     if leader is None:
-        return {arm.arm: arm.mean for arm in arms}
-    return {arm.arm: leader.mean - arm.behind for arm in arms}
+        return {arm.arm: (arm.mean, nan, nan) for arm in arms}
+    mean = leader.mean
+    return {a.arm: (mean - a.behind, mean - a.high, mean - a.low) for a in arms}
 
 
 @dataclass(frozen=True)

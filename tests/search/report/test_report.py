@@ -25,11 +25,13 @@ from lightning_pelt.search.gate_search import GateSearch, gate_metric
 from lightning_pelt.search.greedy_search import FRESH, GreedySearch
 from lightning_pelt.search.queue.job import Job, Outcome
 from lightning_pelt.search.report import figures, sections
+from lightning_pelt.search.report.choices_figure import OptionScore, StageChoice, choices
 from lightning_pelt.search.report.race_figure import race_figure
 from lightning_pelt.search.report.report import write_report
 from lightning_pelt.search.report.summary import (
     CandidateScores,
     candidate_scores,
+    comparable_scores,
     plan_title,
     rank_table,
     stage_costs,
@@ -408,12 +410,39 @@ def test_nothing_in_a_race_of_fifteen_options_overlaps(wide: StageRecord) -> Non
         assert i == j or not titles[i].overlaps(insides[j])
 
 
-def test_the_choices_show_every_option_and_the_chosen_one() -> None:
-    stage = figures.StageChoice("grouping", {"a": 70.0, "b": 71.5}, "b", {"b": 73.0, "a": 72.0})
-    axes = figures.choices([stage]).axes[0]
-    points = [tuple(p) for drawn in axes.collections for p in np.ma.getdata(drawn.get_offsets())]
-    assert {(70.0, 0.0), (71.5, 0.0), (73.0, 0.27), (72.0, 0.27)} <= set(points)
-    assert [text.get_text() for text in axes.texts] == ["b  71.5"]
+def test_the_choices_name_every_option_with_its_interval() -> None:
+    better = OptionScore("b", 71.5, 71.5, 71.5, again=73.0)
+    worse = OptionScore("a", 70.0, 69.2, 70.8, again=72.0)
+    lost = OptionScore("c", float("nan"), float("nan"), float("nan"))
+    axes = choices([StageChoice("grouping", [worse, lost, better], "b")]).axes[0]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ["grouping", "b  71.5", "a  70.0", "1 diverged"]
+    assert [label.get_fontweight() for label in axes.get_yticklabels()][:3] == [
+        "bold", "bold", "normal"
+    ]  # fmt: skip
+    points = {tuple(p) for drawn in axes.collections for p in np.ma.getdata(drawn.get_offsets())}
+    assert {(71.5, 1.0), (70.0, 2.0), (73.0, 1.0), (72.0, 2.0)} <= points
+    bars = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())]
+    assert bars == [[69.2, 70.8]], "the leader has no distance from itself"
+
+
+def test_the_choices_of_a_wide_stage_show_the_best_and_the_chosen_option(wide: StageRecord) -> None:
+    scores = comparable_scores(wide.selection)
+    options = [OptionScore(name, *numbers) for name, numbers in scores.items()]
+    figure = choices([StageChoice("groups", options, "APBL12")])
+    labels = figure.axes[0].get_yticklabels()
+    names = [label.get_text().split("  ")[0] for label in labels]
+    best = sorted(scores, key=lambda name: -scores[name][0])
+    assert names[1:8] == [*best[:6], "APBL12"]
+    assert names[8].startswith("and 8 more")
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    behind = {s.arm: s for s in wide.selection.stats()}
+    lead = behind[wide.selection.looks[-1].leader].mean
+    for name, (score, low, high) in scores.items():
+        assert score == pytest.approx(lead - behind[name].behind)
+        assert (low, high) == pytest.approx((lead - behind[name].high, lead - behind[name].low))
 
 
 def test_the_comparison_has_a_point_for_each_seed_and_a_bar_at_the_mean(played: Played) -> None:
@@ -436,7 +465,7 @@ def test_the_bars_of_the_cost_are_as_long_as_the_counts(played: Played) -> None:
     assert drawn == [[s.paper_fits, s.fits, s.reused] for s in stages]
 
 
-@pytest.mark.parametrize("draw", [figures.choices, figures.comparison, figures.cost])
+@pytest.mark.parametrize("draw", [choices, figures.comparison, figures.cost])
 def test_figures_without_data_are_refused(draw: Any) -> None:
     with pytest.raises(ValueError, match="there is no"):
         draw([])
