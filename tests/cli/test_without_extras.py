@@ -27,7 +27,17 @@ RUN = {
     "profiles serve": ["profiles", "serve"],
 }
 CODE = """
-import contextlib, io, json, sys
+import builtins, contextlib, io, json, sys
+from lightning_pelt.search import EXTRA
+
+def refuse(name, globals=None, *rest, real=builtins.__import__, **options):
+    # Other packages need SciPy, filelock and psutil too.
+    importer = (globals or {}).get("__name__", "")
+    if importer.startswith("lightning_pelt") and name.partition(".")[0] in EXTRA:
+        raise ModuleNotFoundError(f"{importer} imports {name}")
+    return real(name, globals, *rest, **options)
+
+builtins.__import__ = refuse
 commands, found = json.loads(sys.argv[1]), []
 for name in ("optuna", "sqlalchemy", "psycopg", "litserve", "wandb_workspaces"):
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
@@ -66,6 +76,8 @@ def test_help_needs_no_extra(found, name: str) -> None:
     status, out, err = found["help", name]
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: lightning-pelt {name}".rstrip())
+    if name == "search":
+        assert "--search_budget" in out and "--worker" in out
 
 
 @pytest.mark.slow

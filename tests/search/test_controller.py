@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -100,29 +99,29 @@ def test_a_finished_search_repeats_no_fit(searched, recipe, capsys):
     assert f"report: {searched / 'report.md'}" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_the_fits_of_all_workers_are_runs_in_the_group_of_the_search(recipe):
-    folder = recipe.parent / "logged"
-    wandb_options = ("--wandb.fits=true", "--wandb.offline=true")
-    run(recipe, "--name=logged", "--method=gates", f"--output={folder}", *wandb_options)
-    settings = parse([f"--config={recipe}", "--name=logged"]).settings
-    ledger = controller.open_ledger(settings)
-    runs = [offline_wandb.run(each) for each in (folder / "wandb").glob("offline-run-*")]
-    assert {each.run_group for each in runs} == {ledger.group}
-    kinds = sorted(each.job_type for each in runs)
-    assert kinds == ["fit"] * len(ledger.outcomes()) + ["search"]
-
-
-@pytest.mark.slow
-def test_a_search_by_gates_shares_the_ledger(searched, recipe, capsys):
+@pytest.fixture(scope="module")
+def by_gates(searched, recipe) -> dict[str, Outcome]:
+    """The fits that a search by gates adds to the ledger; it logs them to W&B."""
     before = finished(recipe)
-    run(recipe, "--method=gates", f"--output={recipe.parent / 'gates'}")
-    new = {key: outcome for key, outcome in finished(recipe).items() if key not in before}
-    gated = [
-        outcome for outcome in new.values() if any("gate/" in name for name in outcome.metrics)
-    ]
-    assert len(gated) == 1 and len(new) <= 2  # the gated run and the found design
+    options = ("--method=gates", "--wandb.fits=true", "--wandb.offline=true")
+    run(recipe, f"--output={recipe.parent / 'gates'}", *options)
+    return {key: outcome for key, outcome in finished(recipe).items() if key not in before}
+
+
+@pytest.mark.slow
+def test_a_search_by_gates_shares_the_ledger(by_gates, recipe):
+    gated = [outcome for outcome in by_gates.values() if any("gate/" in n for n in outcome.metrics)]
+    assert len(gated) == 1 and len(by_gates) <= 2  # the gated run and the found design
     assert "Gates" in (recipe.parent / "gates" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_fits_of_all_workers_are_runs_in_the_group_of_the_search(by_gates, recipe):
+    ledger = controller.open_ledger(parse([f"--config={recipe}"]).settings)
+    folder = recipe.parent / "gates" / "wandb"
+    runs = [offline_wandb.run(each) for each in folder.glob("offline-run-*")]
+    assert {each.run_group for each in runs} == {ledger.group}
+    assert sorted(each.job_type for each in runs) == ["fit"] * len(by_gates) + ["search"]
 
 
 @pytest.mark.slow
@@ -211,31 +210,6 @@ def test_without_the_extra_the_command_names_the_package_to_install(recipe, monk
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "a search needs optuna: pip install 'lightning-pelt[search]'" in error
-
-
-HELP = """
-import builtins
-from lightning_pelt.search import EXTRA
-
-def refuse(name, globals=None, *rest, real=builtins.__import__, **options):
-    importer = (globals or {}).get("__name__", "")
-    if importer.startswith("lightning_pelt") and name.partition(".")[0] in EXTRA:
-        raise ModuleNotFoundError(f"{importer} imports {name}")
-    return real(name, globals, *rest, **options)
-
-builtins.__import__ = refuse
-from lightning_pelt.cli.search import main
-main(["--help"])
-"""
-
-
-@pytest.mark.slow
-def test_help_is_shown_without_the_extra(repository):
-    done = subprocess.run(
-        [sys.executable, "-c", HELP], cwd=repository, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--search_budget" in done.stdout and "--worker" in done.stdout
 
 
 @pytest.mark.slow
