@@ -1,4 +1,4 @@
-"""Each script of the gallery runs as a process, draws its picture, and prints what it has found."""
+"""Each script of the gallery runs in a process, draws its picture, and prints what it has found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from scripts import output_of
+from scripts import output_of_file
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))
@@ -37,7 +37,7 @@ def test_a_script_is_short(script: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_a_script_draws_its_picture(script: Path, tmp_path: Path) -> None:
-    status, output = output_of([str(script), "--out", str(tmp_path)])
+    status, output = output_of_file(script, "--out", str(tmp_path))
     assert status == 0, output[-5000:]
     assert re.search(PRINTED[script.stem], output), output[-2000:]
     file = tmp_path / f"{script.stem}.png"

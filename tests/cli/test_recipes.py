@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
@@ -15,6 +12,7 @@ import datasets
 import pytest
 import wandb
 from recipe_data import offline
+from scripts import output_of_module
 
 from lightning_pelt.cli.base import main
 
@@ -44,11 +42,9 @@ def fit_options(recipe: Path, folder: Path) -> list[str]:
 
 
 def in_a_process(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "lightning_pelt", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    status, output = output_of_module("lightning_pelt", *options)
+    assert status == 0, output[-3000:]
+    return output
 
 
 def in_this_process(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -53,7 +53,7 @@ def together(ranks: list[list[list[float]]]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.slow)]
+    "strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.nightly)]
 )
 @pytest.mark.slow
 def test_two_processes_see_what_one_sees_with_the_same_global_batch(

@@ -21,14 +21,14 @@ RUNS = ["afresh", "resumed", "from_one"]
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, tiny, one) -> Path:
     folder = tmp_path_factory.mktemp("full")
-    run_script(fsdp1_steps, str(folder), tiny, str(half(one)), "full")
+    run_script(fsdp1_steps, str(folder), tiny, str(half(one)), "full", ranks=2)
     return folder
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, tiny, one) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    run_script(fsdp1_steps, str(folder), tiny, str(half(one)), "sharded")
+    run_script(fsdp1_steps, str(folder), tiny, str(half(one)), "sharded", ranks=2)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_checkpoints_of_shards(tmp_path, one, sharded, run):
 
 @pytest.mark.nightly
 def test_activation_checkpointing(tmp_path, tiny, one):
-    run_script(fsdp1_steps, str(tmp_path), tiny, str(half(one)), "checkpointed")
+    run_script(fsdp1_steps, str(tmp_path), tiny, str(half(one)), "checkpointed", ranks=2)
     assert_same(last(one), last(tmp_path))
 
 

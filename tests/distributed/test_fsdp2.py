@@ -24,7 +24,7 @@ from lightning_pelt.training.fsdp import shard
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, tiny, one) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    run_script(twenty_steps, str(folder), tiny, str(half(one)))
+    run_script(twenty_steps, str(folder), tiny, str(half(one)), ranks=2)
     return folder
 
 
@@ -37,7 +37,7 @@ def test_two_processes_take_the_same_steps(one, sharded, run):
 
 @pytest.mark.nightly
 def test_compiled(tmp_path, tiny, one):
-    run_script(twenty_steps, str(tmp_path), tiny, str(half(one)), "--compiled")
+    run_script(twenty_steps, str(tmp_path), tiny, str(half(one)), "--compiled", ranks=2)
     assert_same(last(one), last(tmp_path))
 
 

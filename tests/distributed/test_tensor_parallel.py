@@ -31,7 +31,7 @@ from lightning_pelt.training.tensor_parallel import is_split
 @pytest.fixture(scope="module")
 def split(tmp_path_factory, tiny, one) -> Path:
     folder = tmp_path_factory.mktemp("split")
-    run_script(tensor_parallel_steps, str(folder), tiny, "--half", str(half(one)))
+    run_script(tensor_parallel_steps, str(folder), tiny, "--half", str(half(one)), ranks=4)
     return folder
 
 
@@ -59,13 +59,14 @@ def test_a_checkpoint_holds_nothing_of_the_base(one, split):
 def test_other_plans(tmp_path, plan):
     tiny = backbone(tmp_path, plan)
     fit(tmp_path / "one", tiny, plan=plan)
-    run_script(tensor_parallel_steps, str(tmp_path / "two"), tiny, "--plan", plan)
+    run_script(tensor_parallel_steps, str(tmp_path / "two"), tiny, "--plan", plan, ranks=2)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
 
 
 @pytest.mark.nightly
 def test_compiled(tmp_path, tiny, one):
-    run_script(tensor_parallel_steps, str(tmp_path), tiny, "--plan", "unipelt", "--compiled")
+    arguments = [str(tmp_path), tiny, "--plan", "unipelt", "--compiled"]
+    run_script(tensor_parallel_steps, *arguments, ranks=2)
     assert_same(last(one), last(tmp_path))
 
 
@@ -78,7 +79,7 @@ def test_processes_with_the_same_batch_drop_the_same_values(tmp_path):
     dropping = bert(tmp_path)
     fit(tmp_path / "one", dropping, seed=7)
     arguments = [str(tmp_path / "two"), dropping, "--plan", "unipelt", "--seed", "7"]
-    run_script(tensor_parallel_steps, *arguments)
+    run_script(tensor_parallel_steps, *arguments, ranks=2)
     assert_same(last(tmp_path / "one"), last(tmp_path / "two"))
 
 
@@ -91,7 +92,7 @@ def test_modules_that_split_themselves(tmp_path):
     ways = ["split_base", "parallelize_module"]
     alone, together = str(tmp_path / "alone"), str(tmp_path / "together")
     run_script(tensor_parallel_by_hand, alone, *ways, "--alone")
-    run_script(tensor_parallel_by_hand, together, *ways, "other heads")
+    run_script(tensor_parallel_by_hand, together, *ways, "other heads", ranks=4)
     for way in ways:
         assert_same(tmp_path / "alone" / f"{way}.ckpt", tmp_path / "together" / f"{way}.ckpt")
 

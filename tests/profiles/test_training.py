@@ -64,7 +64,8 @@ def test_two_sharded_processes_take_the_same_steps(
 ) -> None:
     """Their batches have different profiles, and each profile a norm and a head."""
     fit(tmp_path / "one", backbone, norm="profile", head="profile", accumulate=accumulate)
-    run_script(sharded_profiles, str(tmp_path), backbone, "--accumulate", str(accumulate))
+    options = ("--accumulate", str(accumulate))
+    run_script(sharded_profiles, str(tmp_path), backbone, *options, ranks=2)
     assert_same(tmp_path / "one" / "last.ckpt", tmp_path / "last.ckpt")
 
 

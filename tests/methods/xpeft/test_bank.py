@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from methods.xpeft.adapters import BERT, digests
-from processes import CONTEXT
+from processes import context
 
 from lightning_pelt import RandomBank, TrainedBank
 from lightning_pelt.methods.xpeft import Bank
@@ -106,7 +106,7 @@ def test_every_dtype_holds_the_same_values(dtype):
 
 @pytest.mark.slow
 def test_another_process_has_the_same_digest():
-    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+    with ProcessPoolExecutor(1, mp_context=context()) as pool:
         there = pool.submit(digests, RandomBank(seed=9), SMALL).result()
     here = RandomBank(seed=9).load(**SMALL).digest
     assert there == (here, here)

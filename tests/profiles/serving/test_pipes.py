@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from processes import CONTEXT, TIMEOUT
+from processes import TIMEOUT, context
 from profiles.serving.pipe_worker import answer
 
 pytest.importorskip("litserve", reason="LitServe is not installed: extra `serve`")
@@ -30,7 +30,8 @@ def test_two_workers_answer_two_http_servers() -> None:
     """Each server gets the answers to its requests, among them some larger than a pipe."""
     queue, transport = request_queue(), PipeTransport(2)
     given = (queue, transport)
-    workers = [CONTEXT.Process(target=answer, args=(*given, n), daemon=True) for n in (0, 1)]
+    server = context()
+    workers = [server.Process(target=answer, args=(*given, n), daemon=True) for n in (0, 1)]
     for worker in workers:
         worker.start()
     try:

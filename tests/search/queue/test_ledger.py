@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from threading import Barrier, Thread
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from processes import context
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed: extra `search`")
 
@@ -60,12 +60,7 @@ def taken(ledger: Ledger) -> Claim:
 
 def started(target: Callable[..., None], *args: Any) -> ForkServerProcess:
     """Start a process that has imported everything already: a fork of a server that has."""
-    context = get_context("forkserver")
-    slow = ["pytest", "sqlite3", "psycopg", "sqlalchemy.dialects.postgresql.psycopg"]  # to import
-    context.set_forkserver_preload(["search.worker_process", *slow])
-    # The server does not get this process's sys.path, and skips modules that it does not find.
-    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    process = context.Process(target=target, args=args)
+    process = context().Process(target=target, args=args)
     process.start()
     return process
 
