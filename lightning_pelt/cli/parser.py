@@ -17,7 +17,7 @@ from lightning_pelt.cli.class_paths import MODE, update_paths
 from lightning_pelt.cli.errors import debugging
 from lightning_pelt.cli.recipe_file import RecipeError, check_yaml, read_recipe, read_yaml
 from lightning_pelt.cli.shipped_recipes import with_files
-from lightning_pelt.cli.suggestions import explain, unknown_option
+from lightning_pelt.cli.suggestions import explain, unknown_option, without_class
 from lightning_pelt.utils.urls import masked
 
 # Titles of the options in `--help`; the trainer's come last.
@@ -96,6 +96,8 @@ class SuggestingParser(LightningArgumentParser):
 
     def _check(self, args: Sequence[str]) -> None:
         """Check arguments that are YAML, or name a file of YAML, before anything is built of it."""
+        if message := without_class(args, self._names()):
+            self.error(message)
         for argument in args:
             value = argument.partition("=")[2] if argument.startswith("-") else argument
             if value.endswith((".yaml", ".yml")):

@@ -18,6 +18,7 @@ from lightning_pelt.cli.names import (
     nearest_option,
 )
 from lightning_pelt.data import RowsDataModule
+from lightning_pelt.methods.base import Method
 from lightning_pelt.training.module import PELTModule
 
 # The classes whose arguments are the options of a group.
@@ -98,8 +99,32 @@ def explain(message: str, options: Sequence[str]) -> str:
 
 def unknown_option(name: str, options: Sequence[str]) -> str:
     """The message for an option that does not exist, named with its group: ``model.learning``."""
+    if name.startswith("print_shtab"):
+        return f"unknown option {name!r}: `lightning-pelt completion SHELL` prints the script"
     group = in_group(name.rpartition(".")[0], options)
     return _unknown(f"unknown option {name!r}", nearest_option(name, options), group)
+
+
+def without_class(arguments: Sequence[str], options: Sequence[str]) -> str | None:
+    """The message for a help option inside a class, if no class is named; otherwise None.
+
+    The parser answers ``--model.plan.groups.help`` with a mistake in ``--model.plan``.
+
+    Args:
+        arguments: of the command line.
+        options: the names of the parser's options, without dashes.
+    """
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name = argument.removeprefix("--")
+        if not name.endswith(".help") or name in options or (value and value[0] != "-"):
+            continue
+        owners = [o for o in options if o.endswith(".help") and name.startswith(o[:-4])]
+        if owners:
+            return (
+                f"{argument} needs the name of a class: `--{max(owners, key=len)} CLASS` lists the "
+                "options of a class, and `lightning-pelt methods NAME` those of a method or of Gate"
+            )
+    return None
 
 
 def shorten(message: str) -> str:
@@ -133,6 +158,8 @@ def _wrong_class(name: str, kinds: Sequence[type]) -> str:
         return f"there is no file {name}"
     short = name.rpartition(".")[2]
     found = [label for kind, label in KINDS.items() if short in class_names(kind)]
+    if KINDS[Method] in found and not kinds:
+        return f"{short!r} is a method: `lightning-pelt methods {short}` lists its options"
     expected = " or ".join(_label(kind) for kind in kinds) or "class that a recipe may name"
     # A class of another kind is not misspelt, so that no name is near to it.
     names = [] if found else [n for kind in kinds or KINDS for n in class_names(kind)]

@@ -148,4 +148,4 @@ class SentencePairs(TableDataModule):
 
 def _hash(text: str) -> int:
     """A number of 64 bits: equal for equal texts, in all processes."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), signed=True)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -121,7 +121,9 @@ def test_the_same_base_in_another_dtype(tmp_path, folder, dtype):
 
 @pytest.mark.usefixtures("no_warning")
 def test_settings_of_training_and_of_the_head_do_not_count(folder):
-    other = bert(hidden_dropout_prob=0.5, use_cache=False, problem_type="single_label")
+    other = bert(
+        hidden_dropout_prob=0.5, use_cache=False, problem_type="single_label_classification"
+    )
     load_adapters(other, folder, strict=True)
 
 

@@ -122,9 +122,10 @@ def test_a_fault_is_named_once_and_harms_no_other_logger(tmp_path):
 def test_a_cell_of_markdown_stays_a_cell():
     plugin_util = pytest.importorskip("tensorboard.plugin_util")
     shown = plugin_util.markdown_to_safe_html(markdown(TABLE)).replace("<br />", "<br>")
+    shown = shown.replace("&#124;", "|").replace("&#42;", "*")  # versions of TensorBoard differ
     assert shown.count("<tr>") == 3 and shown.count("<td>") == 4
-    assert "<td>two<br>lines &#124; of &lt;b&gt;text&lt;/b&gt;, é</td>" in shown
-    assert "<td>&#42;</td>" in shown
+    assert "<td>two<br>lines | of &lt;b&gt;text&lt;/b&gt;, é</td>" in shown
+    assert "<td>*</td>" in shown
 
 
 @pytest.mark.slow

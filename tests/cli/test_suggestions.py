@@ -140,3 +140,26 @@ def test_a_mistake_in_a_recipe_is_explained_in_a_line(backbone, capsys, text, me
     assert printed.startswith(f"lightning-pelt fit: {start}")
     assert printed.rstrip().endswith(end)
     assert len(printed.splitlines()) == 1
+
+
+def test_a_help_without_its_class_names_one_that_leads_on(capsys):
+    """The parser itself says that ``--model.plan`` lacks its argument."""
+    for argument in ("--model.plan.groups.help", "--model.plan.methods.help"):
+        with pytest.raises(SystemExit):
+            main(["fit", argument])
+        error = capsys.readouterr().err
+        assert f"{argument} needs the name of a class: `--model.plan.help CLASS`" in error
+        assert "`lightning-pelt methods NAME`" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--model.plan.help", "LoRA"], "'LoRA' is a method: `lightning-pelt methods LoRA` lists"),
+        (["--print_shtab=bash"], "`lightning-pelt completion SHELL` prints the script"),
+    ],
+)
+def test_other_commands_that_answer_are_named(capsys, arguments, remedy):
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments])
+    assert remedy in capsys.readouterr().err
