@@ -14,6 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import mkstemp
 from types import ModuleType
 from typing import Any
 
@@ -61,11 +62,12 @@ def _forked(
     target: Callable[..., Any], args: tuple[Any, ...], argv: list[str], ranks: int
 ) -> tuple[int | None, str]:
     """As ``output_of``; the status is that of the first rank that has ended with another than 0."""
-    server, port, file = processes.context(), _free_port(), Path(f"output-{time.monotonic_ns()}")
-    file.touch()
+    server, port = processes.context(), _free_port()
+    number, name = mkstemp(prefix="output-")
+    os.close(number)
     environments = [_environment(rank, ranks, port) for rank in range(ranks)]
     started = [
-        server.Process(target=_run, args=(target, args, argv, environment, str(file.absolute())))
+        server.Process(target=_run, args=(target, args, argv, environment, name))
         for environment in environments
     ]
     try:
@@ -79,8 +81,8 @@ def _forked(
                     os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
                 process.kill()  # it may not lead its group yet
                 process.join()
-    output = file.read_text(encoding="utf-8", errors="replace")
-    file.unlink()
+    output = Path(name).read_text(encoding="utf-8", errors="replace")
+    Path(name).unlink()
     return status, output + ("" if status is not None else f"\nnot ended within {SECONDS} seconds")
 
 

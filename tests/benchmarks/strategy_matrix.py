@@ -195,8 +195,9 @@ resumed on one process from the half of these. In 32 bits the goal is 1e-5, and 
 bold. In bfloat16 only the first of the three is run. There sums of other halves round otherwise,
 and AdamW makes steps of nearly the same size of small and of large gradients, so the first row says
 what the precision itself costs: the difference of one process in bfloat16 to one process in 32
-bits. What is further from one process in bfloat16 than that is in bold. Cells with a dash have not
-been run; `--only` runs them and keeps the others.
+bits. What is further from one process in bfloat16 than that is in bold. The 4 of `compacter` in
+`bf16-true` is not of the training: torch draws other random values in bfloat16, and its factors
+start elsewhere. Cells with a dash have not been run; `--only` runs them and keeps the others.
 
 The plans: `unipelt` is gated adapter, prefix and LoRA; `compacter` is gated Compacter with its
 shared rule, a prompt, LoRA and trained norms; `xpeft` has a mask over a frozen bank beside a prefix
