@@ -31,6 +31,17 @@ FLAGS = (  # nothing but the page is loaded
     "--dump-dom",
 )
 # What a user does: move the slider, ask for a log scale, read a chart with the keyboard.
+CELLS = """<script>
+const figure = document.querySelector("[data-gate]").closest("figure");
+const press = () => {
+  const map = figure.querySelector("[data-gate]").ownerSVGElement;
+  for (const key of ["ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"])
+    map.dispatchEvent(new KeyboardEvent("keydown", { key }));
+};
+press();
+// The page draws once more when it knows its width.
+new MutationObserver(press).observe(figure, { childList: true, subtree: true });
+</script>"""
 ACTIONS = """<script>
 addEventListener("load", () => {
   const slider = document.getElementById("step");
@@ -203,3 +214,13 @@ def test_the_slider_and_the_keyboard(first: Run, tmp_path: Path) -> None:
     assert {"0.50"} <= {*page.texts} and "0.60" not in page.texts
     text = " ".join(page.texts)
     assert "step 50 , epoch 1 train:  1.5" in text  # what floats at the second step
+
+
+@pytest.mark.slow
+def test_the_keyboard_reads_the_cells_of_the_heat_map(first: Run, tmp_path: Path) -> None:
+    allowed = re.sub(r"<meta http-equiv[^>]+>", "", run_page([first]))
+    page = in_browser(allowed.replace("</body>", f"{CELLS}</body>"), tmp_path)
+    (marked,) = [a["data-gate"] for _, a in page.elements if a.get("class") == "at"]
+    assert marked == "block 01, prefix"
+    assert "block 01, prefix" in [*page.texts], "what floats names the cell"
+    assert any(text.endswith("at step 100") for text in page.texts)

@@ -359,7 +359,7 @@
       const turned = longest * 8.6 > cell - 6;
       const top = turned ? 12 + longest * 6.2 : 26;
       const root = svg("svg", { viewBox: `0 0 ${width} ${top + tall * data.blocks.length + 8}`, role: "img",
-        "aria-label": `Mean gates${two ? ` of ${data.runs[run].name}` : ""} at step ${step}: rows are blocks, input first; columns are submodules.` });
+        "aria-label": `Mean gates${two ? ` of ${data.runs[run].name}` : ""} at step ${step}: rows are blocks, input first; columns are submodules. Arrow keys move through the values.`, tabindex: 0 });
       root.style.height = `${top + tall * data.blocks.length + 8}px`;
       data.sites.forEach((site, i) => {
         const [x, y] = [left + cell * (i + 0.5), top - 9];
@@ -367,11 +367,37 @@
       });
       root.append(svg("text", { class: "faint", "text-anchor": "middle", transform: `translate(13 ${top + (tall * data.blocks.length) / 2}) rotate(-90)` },
         data.blocks.length > 3 ? "block, input first" : "block"));
+      const cells = [];
       data.blocks.forEach((block, row) => {
         root.append(svg("text", { x: left - 8, y: top + tall * (row + 0.5) + 5, "text-anchor": "end", style: tall < 20 ? "font-size:13px" : "" }, short(block, 24)));
-        data.sites.forEach((site, i) => root.append(this.cell(left + cell * i, top + tall * row, cell, tall, values[row][i], `block ${block}, ${site}`, step, low, high)));
+        cells.push(data.sites.map((site, i) => this.cell(left + cell * i, top + tall * row, cell, tall, values[row][i], `block ${block}, ${site}`, step, low, high)));
+        root.append(...cells[row]);
       });
+      this.walk(root, cells);
       return root;
+    }
+
+    /** Arrow keys, Home and End move through the cells. */
+    walk(root, cells) {
+      const [rows, columns] = [cells.length, cells[0].length];
+      let at = null;
+      const leave = () => { at?.classList.remove("at"); at = null; hideTip(); };
+      root.addEventListener("blur", leave);
+      root.addEventListener("keydown", (event) => {
+        if (event.key === "Escape") leave();
+        const row = Math.max(cells.findIndex((each) => each.includes(at)), 0);
+        const column = Math.max(cells[row].indexOf(at), 0);
+        const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -columns], End: [0, columns] }[event.key];
+        if (!move) return;
+        event.preventDefault();
+        const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
+        const next = at === null ? cells[0][0] : cells[within(row + move[0], rows)][within(column + move[1], columns)];
+        at?.classList.remove("at");
+        at = next;
+        at.classList.add("at");
+        const box = at.getBoundingClientRect();
+        at.show(box.left + box.width / 2, box.top + box.height / 2);
+      });
     }
 
     cell(x, y, wide, tall, value, name, step, low, high) {
@@ -380,8 +406,9 @@
       group.append(svg("rect", { x: x + 1, y: y + 1, width: wide - 2, height: tall - 2, rx: 3, style: `fill:${channels ? rgb(channels) : "var(--missing)"}` }));
       if (channels && wide >= 42 && tall >= 18) group.append(svg("text", { x: x + wide / 2, y: y + tall / 2 + 5.5, "text-anchor": "middle",
         style: `fill:${inkOn(channels)};font-size:${tall < 20 ? 13 : 15}px` }, value.toFixed(2)));
-      group.addEventListener("pointermove", (event) => showTip([html("p", {}, html("b", {}, name)),
-        html("p", {}, value === null ? "no gate here" : `${value.toFixed(4)} at step ${whole(step)}`)], event.clientX, event.clientY));
+      group.show = (pageX, pageY) => showTip([html("p", {}, html("b", {}, name)),
+        html("p", {}, value === null ? "no gate here" : `${value.toFixed(4)} at step ${whole(step)}`)], pageX, pageY);
+      group.addEventListener("pointermove", (event) => group.show(event.clientX, event.clientY));
       group.addEventListener("pointerleave", hideTip);
       return group;
     }
