@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pydoc import locate
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -114,7 +115,7 @@ def without_class(arguments: Sequence[str], options: Sequence[str]) -> str | Non
         arguments: of the command line.
         options: the names of the parser's options, without dashes.
     """
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, value in pairwise([*arguments, ""]):
         name = argument.removeprefix("--")
         if not name.endswith(".help") or name in options or (value and value[0] != "-"):
             continue
