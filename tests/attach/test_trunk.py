@@ -145,11 +145,15 @@ def test_models_of_several_stacks(name: str) -> None:
     assert fault is not None and "several stacks" in fault and "ForConditional" in fault
 
 
-def test_compiled_and_quantised_models() -> None:
+def test_a_compiled_model() -> None:
     model = tiny_bert()
     attachment = attach(model, upper(LoRA()))
     model.compile(backend="eager")
     assert "compiled" in str(trunk_fault(attachment, 1))
+
+
+def test_a_quantised_model() -> None:
+    pytest.importorskip("torchao")
     other = tiny_bert()
     quantise(other, "int8")
     assert "quantised" in str(trunk_fault(attach(other, upper(LoRA())), 1))

@@ -40,7 +40,7 @@ class PipeTransport(MessageTransport):
         if not reader.poll():
             try:
                 await asyncio.wait_for(_readable(reader), timeout)
-            except TimeoutError:
+            except asyncio.TimeoutError:  # before Python 3.11 not the builtin one
                 return None
         return reader.recv()
 
