@@ -100,6 +100,14 @@ def join_late(attachment: Attachment, done: float) -> None:
             gate.set_open(min(1.0, max(0.0, 3 * done - 1)))
 
 
+class ScaledLoRA(LoRA):
+    """LoRA whose gate multiplies ``alpha / r``, which it replaces in UniPELT."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.r
+
+
 def single(method: Any) -> Contestant:
     return Contestant(partial(Plan.uniform, method))
 
@@ -118,6 +126,9 @@ CONTESTANTS = {
         lambda: UniPELT([each(gate=Gate(pool="token")) for each in (Adapter, Prefix, LoRA)])
     ),
     "unipelt, AL": Contestant(lambda: UniPELT([Adapter(), LoRA()])),
+    "unipelt, alpha / r": Contestant(
+        lambda: UniPELT([each(gate=Gate()) for each in (Adapter, Prefix, ScaledLoRA)])
+    ),
     "unipelt, open gates": Contestant(
         lambda: UniPELT([each(gate=Gate(init_bias=2.0)) for each in (Adapter, Prefix, LoRA)])
     ),
