@@ -107,10 +107,11 @@ def fit(
     keep = {"dirpath": folder, "filename": "{step}", "save_top_k": -1}
     saving = ModelCheckpoint(every_n_train_steps=4, **keep)
     defaults = {"logger": CSVLogger(folder, name="", version="run"), "max_epochs": -1}
+    monitor = GateMonitor(every_n_steps=2, heatmap=False, over_time=False)
     run = trainer(
         folder,
         schedule(PLANS[plan]),
-        *([GateMonitor(every_n_steps=2)] if PLANS[plan].methods[0].gate else []),
+        *([monitor] if PLANS[plan].methods[0].gate else []),
         Agree(),
         *callbacks,
         saving,

@@ -58,9 +58,11 @@ class GateMonitor(Callback):
             ``media/gate/heatmap/<step>.png``. If that fails, a warning says so and training goes
             on.
         table: print the last means at the end of fit.
-        over_time: after each validation of a fit, and at its end, draw the readings of the curves
-            by block and optimizer step, as ``gates_over_time.png`` and ``gate/over_time``. About
-            200 readings are kept, in checkpoints too, so that a resumed run goes on with them.
+        over_time: draw the readings of the curves by block and optimizer step, as
+            ``gates_over_time.png`` and ``gate/over_time``: at the end of a fit, and after a
+            validation if the steps are twice those of the last picture, for one takes half a
+            second. About 200 readings are kept, in checkpoints too, so that a resumed run goes on
+            with them.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -143,7 +145,8 @@ class GateMonitor(Callback):
         folder = _folder_to_write(trainer)
         if self.heatmap and means and folder is not None:
             self._keep("Heat map", show(trainer, means, f"{folder}/gates.png"))
-        if trainer.state.fn == TrainerFn.FITTING:
+        steps = self.history.steps
+        if trainer.state.fn == TrainerFn.FITTING and steps and steps[-1] >= 2 * self._drawn_step:
             self._draw_over_time(trainer, folder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

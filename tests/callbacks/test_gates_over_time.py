@@ -48,7 +48,7 @@ def test_the_history_has_every_reading(tmp_path, drawn):
     assert drawn == [([0, 2, 4], [])], "without a validation, it is drawn at the end"
 
 
-def test_a_picture_after_each_validation(tmp_path, drawn, capsys):
+def test_pictures_after_validations(tmp_path, drawn, capsys):
     monitor = GateMonitor(every_n_steps=1, heatmap=False)
     fit = trainer(tmp_path, monitor, max_epochs=2, logger=False)
     fit.fit(Tiny(), loader(2), loader(1))
@@ -56,6 +56,13 @@ def test_a_picture_after_each_validation(tmp_path, drawn, capsys):
     fit.validate(Tiny(), loader(1), verbose=False)
     assert len(drawn) == 2, "a validation alone has no time"
     assert f"Gates over time: {tmp_path}/{PICTURE}" in capsys.readouterr().out
+
+
+def test_pictures_of_a_long_run_grow_apart(tmp_path, drawn):
+    """One takes half a second, and a validation may be short."""
+    monitor = GateMonitor(every_n_steps=1, heatmap=False)
+    trainer(tmp_path, monitor, max_epochs=20, logger=False).fit(Tiny(), loader(1), loader(1))
+    assert [steps[-1] for steps, _ in drawn] == [1, 2, 4, 8, 16, 19], "and one at the end"
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def fit(
     logger = Rows()
     trace = Trace(logger)
     gates = gates or GateSchedule(prune_below=0.48, prune_after=1)
-    monitor = GateMonitor(every_n_steps=2, heatmap=False, table=False)
+    monitor = GateMonitor(every_n_steps=2, heatmap=False, table=False, over_time=False)
     if "max_steps" not in options:
         options = {"max_epochs": 3, **options}
     trainer = Trainer(

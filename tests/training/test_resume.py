@@ -70,7 +70,7 @@ def fit(
     }
     callbacks: list[Callback] = [
         GateSchedule(phases, prune_below=0.05),
-        GateMonitor(every_n_steps=2),
+        GateMonitor(every_n_steps=2, heatmap=False, over_time=False),
         Draws(3 if resume is None else 5),
         ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1),
     ]
