@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -54,8 +55,7 @@ def output_of_module(module: str, *arguments: str) -> tuple[int | None, str]:
 
 
 def _main(name: str) -> None:
-    __import__(name)
-    sys.modules[name].main()
+    import_module(name).main()
 
 
 def _forked(

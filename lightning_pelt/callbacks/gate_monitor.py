@@ -60,8 +60,8 @@ class GateMonitor(Callback):
         table: print the last means at the end of fit.
         over_time: draw the readings of the curves by block and optimizer step, as
             ``gates_over_time.png`` and ``gate/over_time``: at the end of a fit, and after a
-            validation if the steps are twice those of the last picture, for one takes half a
-            second. About 200 readings are kept, in checkpoints too, so that a resumed run goes on
+            validation if the steps are at least twice those of the last picture, for one takes half
+            a second. About 200 readings are kept, in checkpoints too, so that a resumed run goes on
             with them.
 
     Example:

@@ -95,7 +95,7 @@ class SuggestingParser(LightningArgumentParser):
         return super().parse_args(update_paths(list(given)), *rest, **options)
 
     def _check(self, args: Sequence[str]) -> None:
-        """Check arguments that are YAML, or name a file of YAML, before anything is built of it."""
+        """Check what the parser explains badly: help without a class, and YAML, also in files."""
         if message := without_class(args, self._names()):
             self.error(message)
         for argument in args:

@@ -78,9 +78,8 @@ def choices(stages: Sequence[StageChoice], title: str = "What each stage chose")
     axes.spines["left"].set_visible(False)
     axes.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=8.5)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        head = row.option is None and row.heading
-        label.set_fontweight("bold" if head or row.chosen else "normal")
-        label.set_color(CHOSEN if row.chosen else INK if head or row.option else FAINT)
+        label.set_fontweight("bold" if row.heading or row.chosen else "normal")
+        label.set_color(CHOSEN if row.chosen else INK if row.heading or row.option else FAINT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.06)
