@@ -64,16 +64,17 @@ def test_fits_are_runs_of_one_group_and_have_the_same_outcomes(tmp_path, monkeyp
         assert outcome.score == same.score
     wandb.teardown()  # finish() alone may return before all of the file is written
     folders = {offline_wandb.run(folder).display_name: folder for folder in runs(tmp_path)}
-    assert folders.keys() == {"grouping: uniform, block 2, length", "seed 4, length"}
-    for folder, outcome in zip(folders.values(), outcomes, strict=True):
+    names = ["grouping: uniform, block 2, length", "seed 4, length"]  # in the order of the jobs
+    assert folders.keys() == set(names)
+    for folder, outcome in zip(map(folders.__getitem__, names), outcomes, strict=True):
         record = offline_wandb.run(folder)
         assert (record.run_group, record.job_type, record.project) == ("search-1a2b", "fit", "mine")
         assert offline_wandb.exit_code(folder) == 0
-        names = {name for row in offline_wandb.history(folder) for name in row}
-        assert {"train/loss", "gate/mean/lora", "lr-AdamW/lora", "val/accuracy"} <= names
+        logged_names = {name for row in offline_wandb.history(folder) for name in row}
+        assert {"train/loss", "gate/mean/lora", "lr-AdamW/lora", "val/accuracy"} <= logged_names
         assert offline_wandb.summary(folder)["score"] == outcome.score
         assert offline_wandb.defined(folder)["*"].step_metric == "trainer/global_step"
-    first = offline_wandb.config(folders["grouping: uniform, block 2, length"])
+    first = offline_wandb.config(folders[names[0]])
     assert first["job"] == {**describe(JOBS[0]), "key": JOBS[0].key, "seed": 3}
     assert first["plan"] == PLAN
     assert first["parameters/lora/trained"] == 2 * 2 * (2 * 16 * 2)  # blocks, sites, A and B
