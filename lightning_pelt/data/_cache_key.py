@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ NOT_IN_KEY = {
 
 
 def cache_key(
-    raw: Dataset, kind: tuple[object, ...], arguments: Mapping[str, Any], vocabulary: Any
+    raw: Dataset, kind: tuple[object, ...], arguments: Mapping[str, Any], vocabulary: str
 ) -> str:
     """The fingerprint of the tokenized rows.
 
@@ -37,16 +38,21 @@ def cache_key(
         raw: the rows before tokenization.
         kind: the class of the data module, and whether the rows are predicted.
         arguments: of the data module.
-        vocabulary: see :func:`vocabulary_of`.
+        vocabulary: see :func:`vocabulary_digest`.
     """
     used = {k: v for k, v in arguments.items() if k not in NOT_IN_KEY and not k.startswith("_")}
     return Hasher.hash((raw._fingerprint, (FORMAT, *kind), used, vocabulary))
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The parts of a tokenizer that determine tokens, without state that changes with use."""
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what determines tokens, without state of the tokenizer that changes with use.
+
+    A digest, so that the words of a large vocabulary are hashed once and not for every split.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return type(tokenizer).__name__, tokenizer.get_vocab()
-    parts = json.loads(backend.to_str())
-    return {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
+        parts: Any = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    else:
+        found = json.loads(backend.to_str())
+        parts = {k: v for k, v in found.items() if k not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from lightning_pelt.anatomy.positions import backbone_position_limit
-from lightning_pelt.data._cache_key import cache_key, vocabulary_of
+from lightning_pelt.data._cache_key import cache_key, vocabulary_digest
 from lightning_pelt.data.base import RowsDataModule
 from lightning_pelt.data.collator import Collate
 from lightning_pelt.utils.backbone import load_tokenizer
@@ -128,5 +128,5 @@ class TextDataModule(RowsDataModule):
         return cache_key(raw, kind, self.hparams, self._vocabulary)
 
     @cached_property
-    def _vocabulary(self) -> Any:
-        return vocabulary_of(self.tokenizer)
+    def _vocabulary(self) -> str:
+        return vocabulary_digest(self.tokenizer)
