@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
+from typing import Any
 
 from lightning_pelt.utils.errors import unknown
 
@@ -289,6 +290,11 @@ class Anatomy:
     idle: tuple[str, ...] = ()
     embeddings: tuple[Site, ...] = ()
     parameters: int = 0
+
+    @cached_property
+    def memo(self) -> dict[tuple[str, ...], Any]:
+        """What other modules have computed from this anatomy and need again."""
+        return {}
 
     @property
     def on_interface(self) -> bool:

@@ -14,7 +14,7 @@ from lightning_pelt.methods.base import Cost
 from lightning_pelt.plans.design_space.allocation import block_proportions
 from lightning_pelt.plans.design_space.patterns import Block
 from lightning_pelt.plans.design_space.solution import FILLED_TOLERANCE, Allotment, Solution
-from lightning_pelt.plans.design_space.strategies import STRATEGIES, template
+from lightning_pelt.plans.design_space.strategies import STRATEGIES, strategy_costs
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +62,17 @@ class Sizing:
             raise ValueError(
                 "no group has a method: give at least one of them letters of A, P, B, L"
             )
-        methods = {letter: template(letter, self.anatomy) for letter in chain(*self.strategies)}
-        sites = {letter: method.where(self.anatomy) for letter, method in methods.items()}
+        by_letter = {k: strategy_costs(k, self.anatomy) for k in chain(*self.strategies)}
         found: dict[Block, dict[str, Cost]] = {}
         for group, letters in zip(self.layout, self.strategies, strict=True):
             for block in group if letters else ():
-                here = {k: [s for s in sites[k] if (s.stack, s.block) == block] for k in letters}
-                if missing := [letter for letter in letters if not here[letter]]:
+                if missing := [letter for letter in letters if block not in by_letter[letter]]:
                     raise ValueError(
                         f"{block} of {self.anatomy.model_type} has no site for "
                         f"{STRATEGIES[missing[0]]}: leave {missing[0]!r} out of its group, "
                         f"{letters!r}"
                     )
-                costs = {letter: methods[letter].cost(here[letter]) for letter in letters}
+                costs = {letter: by_letter[letter][block] for letter in letters}
                 found[block] = {letter: cost for letter, cost in costs.items() if cost is not None}
         return found
 

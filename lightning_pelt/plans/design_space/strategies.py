@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from lightning_pelt.anatomy import Anatomy
+from lightning_pelt.anatomy import Anatomy, Site
 from lightning_pelt.methods import Adapter, BitFit, LoRA, Prefix
 from lightning_pelt.methods._sublayer_hooks import SUBLAYERS
-from lightning_pelt.methods.base import Method
+from lightning_pelt.methods.base import Cost, Method
 from lightning_pelt.methods.gate import Gate
+from lightning_pelt.plans.design_space.patterns import Block
 from lightning_pelt.utils.errors import unknown
 
 STRATEGIES = {"A": "adapter", "P": "prefix", "B": "BitFit", "L": "LoRA"}
@@ -32,3 +33,22 @@ def template(letter: str, anatomy: Anatomy | None = None, gate: Gate | None = No
     if letter == "L":
         return LoRA(gate=gate)
     raise unknown("strategy", letter, STRATEGIES)
+
+
+def strategy_costs(letter: str, anatomy: Anatomy) -> dict[Block, Cost | None]:
+    """The cost of a strategy in each block that has a site for it.
+
+    Computed once for each anatomy: a search solves the budgets of thousands of designs.
+
+    Raises:
+        ValueError: the model cannot take the method.
+    """
+    key = ("strategy_costs", letter)
+    if key not in anatomy.memo:
+        method = template(letter, anatomy)
+        sites: dict[Block, list[Site]] = {}
+        for site in method.where(anatomy):
+            if site.block is not None:
+                sites.setdefault((site.stack, site.block), []).append(site)
+        anatomy.memo[key] = {block: method.cost(here) for block, here in sites.items()}
+    return anatomy.memo[key]
