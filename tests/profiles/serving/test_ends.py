@@ -67,7 +67,7 @@ def test_a_killed_server_leaves_no_process_and_the_store_as_it_was(
 ) -> None:
     with ProfileStore(trained[1]) as store:
         before = dict(store.iterate())
-    with running(trained, "--workers=2", "--batch_timeout=0.01") as service:
+    with running(trained, "--batch_timeout=0.01") as service:
         family = processes(service)
 
         def ask() -> None:
