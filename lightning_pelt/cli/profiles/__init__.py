@@ -19,7 +19,10 @@ FUNCTIONS = {
     "predict": "Write the predictions for the rows of a file.",
     "serve": "Answer requests over HTTP.",
 }
-ORDER = ("train", "add", "list", "delete", "evaluate", "export", "import", "predict", "serve")
+ORDER = (
+    *("train", "learn-instant", "add", "list", "delete", "evaluate"),
+    *("export", "import", "predict", "serve"),
+)
 COMMANDS = {
     name: recipes.COMMANDS[name].summary if name in recipes.COMMANDS else FUNCTIONS[name]
     for name in ORDER

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_pelt.data.profile_data import PROFILE
 from lightning_pelt.methods.xpeft.masks import masks_of
@@ -30,13 +30,16 @@ class NewProfileModule(PELTModule):
         return {name: value for name, value in batch.items() if name != PROFILE}
 
 
-def new_profile_module(trained: PELTModule, recipe: PELTModule) -> NewProfileModule:
+def new_profile_module(
+    trained: PELTModule, recipe: PELTModule, start: Tensor | None = None
+) -> NewProfileModule:
     """A module for one more profile, which starts at the mean of the profiles of ``trained``.
 
     Args:
         trained: the model whose backbone, plan, labels and shared parameters are used. Its first
             profile is overwritten.
         recipe: the module whose learning rates, optimizer and other training options are used.
+        start: logits of the masks (L, 2, N), instead of the mean.
     """
     module = NewProfileModule(
         trained.backbone,
@@ -59,6 +62,8 @@ def new_profile_module(trained: PELTModule, recipe: PELTModule) -> NewProfileMod
     with torch.no_grad():
         for values in _own(trained):
             values[0].copy_(torch.stack([*values]).mean(0))
+        if start is not None:
+            masks_of(trained).logits[0].copy_(start)
     state = trained.model.state_dict()
     module.model.load_state_dict({name: state[name] for name in module.model.state_dict()})
     return module
