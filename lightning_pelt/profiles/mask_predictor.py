@@ -52,7 +52,7 @@ class MaskPredictor(nn.Module):
         self.mix = nn.Linear(labels * rank, hidden, bias=False)
         self.drop = nn.Dropout(dropout)
         self.difference = nn.Linear(hidden, start.numel(), bias=False)
-        nn.init.normal_(self.project.weight, std=rank**-0.5)
+        nn.init.normal_(self.project.weight, std=(width + 1) ** -0.5)
         nn.init.normal_(self.mix.weight, std=(labels * rank) ** -0.5)
         nn.init.normal_(self.difference.weight, std=1e-3)
 

@@ -159,6 +159,21 @@ def fit(
     head: State | None = None,
 ) -> Model:
     """Train a setup on all rows, or on the rows of the author ``only``."""
+    model, data = untrained(setup, shared, seed=seed, only=only, head=head)
+    with sdpa_kernel(SDPBackend.MATH):  # on a CPU, the backward of the fused kernel is slower
+        shared.trainer().fit(model, data)
+    return model
+
+
+def untrained(
+    setup: Setup,
+    shared: SharedSettings,
+    *,
+    seed: int,
+    only: str | None = None,
+    head: State | None = None,
+) -> tuple[Model, ProfileDataModule]:
+    """What :func:`fit` trains, and the data that it trains on."""
     seed_everything(seed, verbose=False)
     data = shared.data(only=only, batch_size=setup.batch_size, seed=seed)
     method = setup.method
@@ -177,9 +192,7 @@ def fit(
         seed=seed,
     )
     model.fixed_masks, model.initial_head = setup.fixed_masks, head
-    with sdpa_kernel(SDPBackend.MATH):  # on a CPU, the backward of the fused kernel is slower
-        shared.trainer().fit(model, data)
-    return model
+    return model, data
 
 
 def score(

@@ -17,9 +17,13 @@ from small import WORDS, bert
 from lightning_pelt.cli import profiles as profiles_cli
 from lightning_pelt.cli.main import script
 from lightning_pelt.cli.profiles import recipes
-from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of
+from lightning_pelt.cli.profiles.add import Add
+from lightning_pelt.data import ProfileDataModule
+from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of, top_k
+from lightning_pelt.profiles.mask_predictor_file import load_predictor
+from lightning_pelt.profiles.mask_predictor_training import predict_logits
 from lightning_pelt.profiles.model_profiles import heads_of, read_profile
-from lightning_pelt.profiles.serving.loading import load_model
+from lightning_pelt.profiles.serving.loading import load_model, open_store
 from lightning_pelt.profiles.store import ProfileStore
 
 PEOPLE = ["ann", "bob", "cid"]
@@ -271,6 +275,102 @@ def test_delete_leaves_nothing_of_the_named_profiles(
     assert capsys.readouterr().out == "ann: 1 version deleted\nbob: 1 version deleted\n"
     with ProfileStore("profiles.db") as store:
         assert list(store.ids()) == [name for name in PEOPLE if name not in ("ann", "bob")]
+
+
+# -- learn-instant, and add --instant ---------------------------------------------------------
+
+LEARN = ["--out=net.safetensors", "--episodes.steps=3", "--episodes.rank=2"]
+NEW = ["--profile=dora", "--data.train=more.csv", "--data.test=null"]
+
+
+def add(checkpoint: str, *given: str) -> None:
+    profiles_cli.main(
+        ["add", "--config=recipe.yaml", f"--checkpoint={checkpoint}", *NEW, *given],
+    )
+
+
+@pytest.fixture
+def learned(trained: str) -> str:
+    """The checkpoint; its network is in net.safetensors, and the rows of dora in more.csv."""
+    write_rows("more.csv", ["dora"])
+    profiles_cli.main(["learn-instant", "--config=recipe.yaml", f"--checkpoint={trained}", *LEARN])
+    return trained
+
+
+def test_an_instant_profile_is_that_of_the_network(
+    learned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is added in one forward pass, and ten steps from it are another version."""
+    store = "--store=instant.db"
+    add(learned, store, "--instant=net.safetensors")
+    assert "version 1 of the profile 'dora'" in capsys.readouterr().out
+    add(learned, store, "--instant=net.safetensors", "--refine_steps=0")
+    add(learned, store, "--instant=net.safetensors", "--refine_steps=10", "--model.lr=0")
+    add(learned, store, "--instant=net.safetensors", "--refine_steps=10", "--model.lr=0.5")
+    module = load_model(learned)
+    predictor = load_predictor("net.safetensors", module.attachment)
+    data = ProfileDataModule("bert", train="more.csv", dev_share=0, max_length=16)
+    logits = predict_logits(predictor, module, data.examples("train"), data.collate())
+    expected = top_k(logits, 5).numpy()
+    with ProfileStore("instant.db") as opened:
+        first, again, still, refined = (opened.get("dora", n) for n in (1, 2, 3, 4))
+        assert list(opened.ids()) == ["dora"]
+    assert (first.masks == expected).all()
+    assert first == again
+    assert (first.masks.sum(-1) == 5).all()
+    assert (still.masks == first.masks).all()
+    assert not (refined.masks == first.masks).all()
+
+
+@pytest.mark.slow
+def test_refining_takes_as_many_steps_as_asked(
+    learned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    after = Add.after_fit
+    monkeypatch.setattr(
+        Add, "after_fit", lambda self: (steps.append(self.trainer.global_step), after(self))
+    )
+    for asked in (1, 10):
+        add(learned, "--store=i.db", "--instant=net.safetensors", f"--refine_steps={asked}")
+    add(learned, "--store=i.db", "--instant=net.safetensors")
+    assert steps == [1, 10, 0]
+
+
+@pytest.mark.slow
+def test_instant_is_refused_where_it_cannot_work(
+    learned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["add", "--config=recipe.yaml", f"--checkpoint={learned}", "--store=i.db", *NEW]
+    net = "--instant=net.safetensors"
+    assert "there is no network none.safetensors" in failed(
+        capsys, *given, "--instant=none.safetensors"
+    )
+    assert "refine_steps is 10 without --instant" in failed(capsys, *given, "--refine_steps=10")
+    assert "refine_steps is -1, expected 0 or more" in failed(
+        capsys, *given, net, "--refine_steps=-1"
+    )
+    assert "unknown profile 'eve'" in failed(capsys, *given, net, "--profile=eve")
+    write_rows("more.csv", ["dora"], ("high", "perhaps"))
+    assert "unknown label 'perhaps'" in failed(capsys, *given, net)
+    write_rows("more.csv", ["dora"])
+    text = Path("recipe.yaml").read_text()
+    Path("other.yaml").write_text(text.replace("{size: 20}", "{size: 20, seed: 1}"))
+    profiles_cli.main(["train", "--config=other.yaml", "--store=other.db"])
+    other = ["add", "--config=other.yaml", f"--checkpoint={learned}", "--store=i.db", *NEW]
+    assert "net.safetensors belongs to the bank" in failed(capsys, *other, net)
+    with pytest.raises(FileNotFoundError):
+        open_store("i.db")  # nothing was stored
+
+
+@pytest.mark.slow
+def test_learn_instant_refuses_what_it_could_not_write(
+    trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn = ["learn-instant", "--config=recipe.yaml", f"--checkpoint={trained}"]
+    assert "'net.pt', expected *.safetensors" in failed(capsys, *learn, "--out=net.pt")
+    plain = ["--data=TextClassification", "--data.train=rows.csv", "--data.dev=rows.csv"]
+    assert "has no profiles" in failed(capsys, *learn, "--out=net.safetensors", *plain)
 
 
 # -- evaluate ---------------------------------------------------------------------------------
