@@ -81,6 +81,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
     for method in ("instantiate_classes", "_parse_ckpt_path"):  # the checkpoint would be read
         monkeypatch.setattr(base.PELTCLI, method, stop)
     monkeypatch.setattr(plan.ShowPlan, "instantiate_classes", stop)
+    for command in profiles.recipes.COMMANDS.values():  # some would read the checkpoint before
+        monkeypatch.setattr(command, "before_instantiate_classes", stop)
     monkeypatch.setattr(search.search_settings, "from_namespace", stop)
     monkeypatch.setattr(export, "export", stopping(export.export))
     monkeypatch.setattr(dashboard, "save", stopping(dashboard.save))

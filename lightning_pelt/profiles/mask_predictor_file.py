@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lightning_pelt.attach.attachment import Attachment
 from lightning_pelt.methods.xpeft.masks import masks_of
@@ -56,6 +57,22 @@ def load_predictor(path: str | Path, attachment: Attachment) -> MaskPredictor:
             belongs to another bank or another trained model.
     """
     path = Path(path)
+    header, tensors = _read(path)
+    for what, here in belongs_to(attachment).items():
+        if header.get(what) != here:
+            raise ValueError(
+                f"{path} belongs to the {what} {header.get(what)}, and the checkpoint has {here}: "
+                "use the checkpoint that the network was trained on, or train one on this "
+                "checkpoint with `lightning-pelt profiles learn-instant`"
+            )
+    with naming_file(path):
+        predictor = MaskPredictor(tensors["start"], 1.0, **header["sizes"])
+        predictor.load_state_dict(tensors)
+    return predictor.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file, checked against their digest."""
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no network {path}: `lightning-pelt profiles learn-instant` writes it"
@@ -78,17 +95,7 @@ def load_predictor(path: str | Path, attachment: Attachment) -> MaskPredictor:
             f"{path} is damaged: its tensors are not those that were written (their SHA-256 "
             "differs). Copy the file again, or train the network again"
         )
-    for what, here in belongs_to(attachment).items():
-        if header.get(what) != here:
-            raise ValueError(
-                f"{path} belongs to the {what} {header.get(what)}, and the checkpoint has {here}: "
-                "use the checkpoint that the network was trained on, or train one on this "
-                "checkpoint with `lightning-pelt profiles learn-instant`"
-            )
-    with naming_file(path):
-        predictor = MaskPredictor(tensors["start"], 1.0, **header["sizes"])
-        predictor.load_state_dict(tensors)
-    return predictor.eval()
+    return header, tensors
 
 
 def checked_path(path: str | Path) -> Path:

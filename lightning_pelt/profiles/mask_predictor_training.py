@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_pelt.methods.xpeft.masks import profiles_of
 from lightning_pelt.methods.xpeft.method import PROFILE
 from lightning_pelt.profiles.evidence import Evidence, evidence, mean_logits, selected
 from lightning_pelt.profiles.mask_predictor import MaskPredictor
+from lightning_pelt.tasks import Classification
 from lightning_pelt.training.module import PELTModule
 
 Rows = Mapping[int, Sequence[int]]  # the numbers of the rows of each user
@@ -93,23 +94,25 @@ def learn(
         progress: whether a bar is shown.
 
     Raises:
-        ValueError: fewer than two users have two rows each, so that none can be taken for new.
+        ValueError: the task of the module is not classification, or fewer than two users have two
+            rows each, so that none can be taken for new.
     """
+    if not isinstance(module.task, Classification):
+        raise ValueError(
+            f"the task is {type(module.task).__name__}, and masks are predicted from the errors of "
+            "a model by label: use a checkpoint of the task Classification"
+        )
     model = module.eval().model
     assert model is not None
-    users = usable_users(examples)
+    users, start = usable_users(examples), mean_logits(model)
     random = torch.Generator().manual_seed(episodes.seed)
-    start = mean_logits(model)
     with precision():
         seen = evidence(model, batches(module, examples, collate), start)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _frozen(model):
         torch.manual_seed(episodes.seed)
         predictor = _new(seen, users, start, episodes).to(module.device)
         optimizer = AdamW(predictor.parameters(), episodes.lr, weight_decay=episodes.weight_decay)
         schedule = get_linear_schedule_with_warmup(optimizer, 0, episodes.steps)
-        frozen = [p for p in model.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
         for _ in tqdm(range(episodes.steps), unit=" steps", disable=not progress):
             drawn = episodes.draw(users, random)
             query = torch.cat([rows for rows, _ in drawn])
@@ -123,9 +126,20 @@ def learn(
             clip_grad_norm_(predictor.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
     return predictor.eval()
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Let no parameter of the model require a gradient in a ``with`` block."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()
@@ -185,8 +199,8 @@ def usable_users(examples: Dataset) -> dict[int, list[int]]:
     found = {user: own for user, own in sorted(rows.items()) if len(own) > 1}
     if len(found) < 2:
         raise ValueError(
-            f"{len(found)} profiles have two training rows or more, expected at least 2: the "
-            "network learns from some rows of a profile to predict its others"
+            f"the number of profiles with two training rows or more is {len(found)}, expected at "
+            "least 2: the network learns from some rows of a profile to predict its others"
         )
     return found
 

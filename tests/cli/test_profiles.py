@@ -357,8 +357,8 @@ def test_instant_is_refused_where_it_cannot_work(
     text = Path("recipe.yaml").read_text()
     Path("other.yaml").write_text(text.replace("{size: 20}", "{size: 20, seed: 1}"))
     profiles_cli.main(["train", "--config=other.yaml", "--store=other.db"])
-    other = ["add", "--config=other.yaml", f"--checkpoint={learned}", "--store=i.db", *NEW]
-    assert "net.safetensors belongs to the bank" in failed(capsys, *other, net)
+    other = "--checkpoint=kept/fit-v1.ckpt"
+    assert "net.safetensors belongs to the bank" in failed(capsys, *given, net, other)
     with pytest.raises(FileNotFoundError):
         open_store("i.db")  # nothing was stored
 

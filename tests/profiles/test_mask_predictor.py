@@ -26,6 +26,7 @@ from lightning_pelt.profiles.mask_predictor_training import (
     predict_logits,
     usable_users,
 )
+from lightning_pelt.tasks import Regression
 
 SHORT = Episodes(steps=3, users=2, rows=2, rank=2, hidden=3)
 
@@ -169,8 +170,14 @@ def loss_of(module: PELTModule, logits: torch.Tensor, inputs: dict[str, Any]) ->
 
 def test_one_user_is_not_enough(people: People) -> None:
     rows = people.examples("train").filter(lambda row: row["profile"] == 0)
-    with pytest.raises(ValueError, match="1 profiles have two training rows or more"):
+    with pytest.raises(ValueError, match="two training rows or more is 1, expected"):
         usable_users(rows)
+
+
+def test_other_tasks_are_refused(module: PELTModule, people: People) -> None:
+    module.task = Regression()
+    with pytest.raises(ValueError, match="the task is Regression"):
+        learned(module, people)
 
 
 # -- files ------------------------------------------------------------------------------------
