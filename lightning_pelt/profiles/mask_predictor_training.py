@@ -48,7 +48,7 @@ class Episodes:
         seed: of the first weights, the draws and the dropout.
     """
 
-    steps: int = 600
+    steps: int = 200
     users: int = 4
     rows: int = 8
     least: float = 0.25

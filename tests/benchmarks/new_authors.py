@@ -31,6 +31,7 @@ from authors import macro, micro
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 from new_author_masks import WAYS, Masked, NewFit
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -105,7 +106,8 @@ class Study:
         """The model of a setup, trained on the seen authors, or read."""
         setup, shared = _in_float32(SETUPS[name]), self.shared("seen")
         path = self.folder / f"{name}.safetensors"
-        if path.is_file():
+        settings = {"settings": self._settings(setup)}
+        if _header(path) == settings:
             model, _ = untrained(setup, shared, seed=self.seed)
             model.configure_model()
             assert model.model is not None
@@ -116,7 +118,7 @@ class Study:
         assert model.model is not None and model.attachment is not None
         state = model.model.state_dict()
         kept = {n: state[n].contiguous() for n in state if n in model.attachment.attached}
-        write_aside(path, lambda aside: save_file(kept, aside))
+        write_aside(path, lambda aside: save_file(kept, aside, metadata=settings))
         print(f"{name} {self.seed}: {time.perf_counter() - start:.0f} s", flush=True)
         return model
 
@@ -126,7 +128,7 @@ class Study:
 
     def scores(self, group: str) -> dict[str, Counts]:
         """Correct rows and rows of every author of a group, by way."""
-        settings = f"{self.episodes}; {self.new_fit}; {self.epochs}; {self.backbone}"
+        settings = self._settings(self.episodes, self.new_fit)
         path = self.folder / f"{group}.json"
         found: dict[str, Any] = {}
         if path.is_file():
@@ -140,7 +142,7 @@ class Study:
                 if way not in found:
                     found[way] = masked.score(masked.logits(way, predictor))
                     self._keep(path, found)
-        for name in SHARED:
+        for name in reversed(SHARED):
             if name not in found:
                 model = self.trained(name)
                 found[name] = Masked(model, self.shared(group), SCORED[group], self.new_fit).score(
@@ -148,6 +150,9 @@ class Study:
                 )
                 self._keep(path, found)
         return {way: found[way] for way in (*SHARED, *WAYS)}
+
+    def _settings(self, *own: object) -> str:
+        return "; ".join(map(str, [*own, self.epochs, self.backbone]))
 
     def _keep(self, path: Path, found: dict[str, Any]) -> None:
         text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
@@ -157,16 +162,24 @@ class Study:
         """The network, trained on the seen authors, or read if its settings are the same."""
         assert module.attachment is not None
         path, note = self.folder / "network.safetensors", self.folder / "network.txt"
-        if path.is_file() and note.read_text(encoding="utf-8") == str(self.episodes):
+        settings = self._settings(self.episodes)
+        if path.is_file() and note.read_text(encoding="utf-8") == settings:
             return load_predictor(path, module.attachment)
         data = self.shared("seen").data()
         start = time.perf_counter()
         with sdpa_kernel(SDPBackend.MATH):
             found = learn(module, data.examples("train"), data.collate(), self.episodes)
         save_predictor(found, path, module.attachment)
-        note.write_text(str(self.episodes), encoding="utf-8")
+        note.write_text(settings, encoding="utf-8")
         print(f"network {self.seed}: {time.perf_counter() - start:.0f} s", flush=True)
         return found
+
+
+def _header(path: Path) -> dict[str, str] | None:
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
 
 
 def _in_float32(setup: Setup) -> Setup:
