@@ -16,8 +16,6 @@ class MaskPredictor(nn.Module):
 
     Args:
         start: mean logits of the existing profiles (L, 2, N).
-        unit: root mean square of the summaries of the existing users, by which summaries are
-            divided.
         labels: number of classes, C.
         width: width of the model, d.
         rank: columns of P.
@@ -25,7 +23,7 @@ class MaskPredictor(nn.Module):
         dropout: share of the columns of V that are left out in training.
 
     Example:
-        >>> predictor = MaskPredictor(torch.zeros(2, 2, 8), 1.0, labels=3, width=16)
+        >>> predictor = MaskPredictor(torch.zeros(2, 2, 8), labels=3, width=16)
         >>> predictor(torch.ones(5, 3, 17)).shape
         torch.Size([5, 2, 2, 8])
     """
@@ -36,7 +34,6 @@ class MaskPredictor(nn.Module):
     def __init__(
         self,
         start: Tensor,
-        unit: float,
         *,
         labels: int,
         width: int,
@@ -47,7 +44,7 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.sizes = {"labels": labels, "width": width, "rank": rank, "hidden": hidden}
         self.register_buffer("start", start.detach().clone())
-        self.register_buffer("unit", torch.tensor(unit))
+        self.register_buffer("unit", torch.ones(()))
         self.project = nn.Linear(width + 1, rank, bias=False)
         self.mix = nn.Linear(labels * rank, hidden, bias=False)
         self.drop = nn.Dropout(dropout)
@@ -55,6 +52,15 @@ class MaskPredictor(nn.Module):
         nn.init.normal_(self.project.weight, std=(width + 1) ** -0.5)
         nn.init.normal_(self.mix.weight, std=(labels * rank) ** -0.5)
         nn.init.normal_(self.difference.weight, std=1e-3)
+
+    @torch.no_grad()
+    def scale_to(self, summaries: Tensor) -> None:
+        """Set the unit of summaries so that those of existing users (U, C, d + 1) do not saturate.
+
+        Their values before the tanh get a root mean square of 1.
+        """
+        inner = self.mix(self.project(summaries).flatten(1))
+        self.unit.copy_(inner.square().mean().sqrt().clamp(min=1e-12))
 
     def forward(self, summaries: Tensor) -> Tensor:
         """(U, C, d + 1) -> (U, L, 2, N)."""

@@ -66,7 +66,7 @@ def load_predictor(path: str | Path, attachment: Attachment) -> MaskPredictor:
                 "checkpoint with `lightning-pelt profiles learn-instant`"
             )
     with naming_file(path):
-        predictor = MaskPredictor(tensors["start"], 1.0, **header["sizes"])
+        predictor = MaskPredictor(tensors["start"], **header["sizes"])
         predictor.load_state_dict(tensors)
     return predictor.eval()
 

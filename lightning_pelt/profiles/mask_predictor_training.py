@@ -32,13 +32,16 @@ class Episodes:
     """How a :class:`MaskPredictor` is trained.
 
     A step draws users. Of each it draws rows to predict, and summarises a random share of the
-    user's other rows. The predictor is trained on the loss of the rows to predict, with the masks
-    that it predicts from the summaries. The model is not changed.
+    user's other rows. Some users are mixed: they have rows of all users, of one to three labels, so
+    that the network meets more distributions of labels than there are users. The predictor is
+    trained on the loss of the rows to predict, with the masks that it predicts from the summaries.
+    The model is not changed.
 
     Args:
         steps: number of steps.
         users: users of a step.
         rows: rows of each user that a step predicts.
+        mixed: share of mixed users.
         least: smallest share of the other rows that a summary is made of; the largest is 1.
         lr: learning rate, which falls linearly to 0.
         weight_decay: of the predictor.
@@ -48,9 +51,10 @@ class Episodes:
         seed: of the first weights, the draws and the dropout.
     """
 
-    steps: int = 200
+    steps: int = 120
     users: int = 4
     rows: int = 8
+    mixed: float = 0.5
     least: float = 0.25
     lr: float = 3e-3
     weight_decay: float = 0.01
@@ -59,19 +63,40 @@ class Episodes:
     dropout: float = 0.1
     seed: int = 0
 
-    def draw(self, rows: Rows, random: torch.Generator) -> list[tuple[Tensor, Tensor]]:
-        """The rows to predict and the rows to summarise, of each user of a step."""
-        users = [*rows]
-        chosen = torch.randperm(len(users), generator=random)[: self.users].tolist()
-        drawn = []
-        for number in chosen:
+    def draw(
+        self, rows: Rows, labels: Tensor, random: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The rows to predict and the rows to summarise, of each user of a step.
+
+        Args:
+            rows: the numbers of the rows of each user.
+            labels: of all rows (R,).
+            random: the state of the draws.
+        """
+        users, drawn = [*rows], []
+        for number in torch.randperm(len(users), generator=random)[: self.users].tolist():
             own = torch.tensor(rows[users[number]])
+            if torch.rand((), generator=random).item() < self.mixed:
+                own = _mixed(rows, labels, len(own), random)
             own = own[torch.randperm(len(own), generator=random)]
             query = min(self.rows, len(own) // 2)
             share = self.least + (1 - self.least) * torch.rand((), generator=random).item()
             support = max(1, round(share * (len(own) - query)))
             drawn.append((own[:query], own[query : query + support]))
         return drawn
+
+
+def _mixed(rows: Rows, labels: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """At most ``count`` rows of all users, at least two, of one to three labels."""
+    every = torch.tensor([row for own in rows.values() for row in own])
+    kinds, counts = labels[every].unique(return_counts=True)
+    kinds = kinds[counts > 1]
+    if not len(kinds):
+        return every
+    some = 1 + int(torch.randint(3, (), generator=random))
+    chosen = kinds[torch.randperm(len(kinds), generator=random)[:some]]
+    every = every[torch.isin(labels[every], chosen)]
+    return every[torch.randperm(len(every), generator=random)[: max(2, count)]]
 
 
 def learn(
@@ -105,7 +130,8 @@ def learn(
     model = module.eval().model
     assert model is not None
     users, start = usable_users(examples), mean_logits(model)
-    random = torch.Generator().manual_seed(episodes.seed)
+    labels, random = torch.tensor(examples["labels"][:]), torch.Generator()
+    random.manual_seed(episodes.seed)
     with precision():
         seen = evidence(model, batches(module, examples, collate), start)
     with torch.random.fork_rng(devices=[]), _frozen(model):
@@ -114,7 +140,7 @@ def learn(
         optimizer = AdamW(predictor.parameters(), episodes.lr, weight_decay=episodes.weight_decay)
         schedule = get_linear_schedule_with_warmup(optimizer, 0, episodes.steps)
         for _ in tqdm(range(episodes.steps), unit=" steps", disable=not progress):
-            drawn = episodes.draw(users, random)
+            drawn = episodes.draw(users, labels, random)
             query = torch.cat([rows for rows, _ in drawn])
             batch = moved(module, collate(examples[query.tolist()]))
             summaries = torch.stack([seen.summary(rows) for _, rows in drawn])
@@ -178,17 +204,17 @@ def _loss(module: PELTModule, logits: Tensor, inverse: Tensor, batch: Mapping[st
 
 
 def _new(seen: Evidence, users: Rows, start: Tensor, episodes: Episodes) -> MaskPredictor:
-    whole = torch.stack([seen.summary(torch.tensor(rows)) for rows in users.values()])
-    unit = whole.square().mean().sqrt().clamp(min=1e-12).item()
-    return MaskPredictor(
+    predictor = MaskPredictor(
         start,
-        unit,
         labels=seen.errors.shape[1],
         width=seen.hidden.shape[1] - 1,
         rank=episodes.rank,
         hidden=episodes.hidden,
         dropout=episodes.dropout,
     )
+    whole = [seen.summary(torch.tensor(rows).to(seen.hidden.device)) for rows in users.values()]
+    predictor.to(seen.hidden.device).scale_to(torch.stack(whole))
+    return predictor
 
 
 def usable_users(examples: Dataset) -> dict[int, list[int]]:

@@ -127,13 +127,25 @@ def test_the_same_seed_gives_the_same_network(module: PELTModule, people: People
 
 def test_rows_to_predict_are_not_summarised() -> None:
     users = {0: range(10), 4: range(10, 13), 7: range(13, 15)}
-    random = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        for query, support in Episodes(users=3, rows=4).draw(users, random):
-            rows = {*query.tolist(), *support.tolist()}
-            assert len(rows) == len(query) + len(support)
-            assert len(query) and len(support)
-            assert any(rows <= {*own} for own in users.values())
+    labels, random = torch.arange(15) % 4, torch.Generator().manual_seed(0)
+    for mixed in (0.0, 1.0):
+        for _ in range(50):
+            for query, support in Episodes(rows=4, mixed=mixed).draw(users, labels, random):
+                rows = {*query.tolist(), *support.tolist()}
+                assert len(rows) == len(query) + len(support)
+                assert len(query) and len(support)
+                if mixed:
+                    assert len({*labels[[*rows]].tolist()}) <= 3
+                else:
+                    assert any(rows <= {*own} for own in users.values())
+
+
+def test_summaries_of_existing_users_do_not_saturate() -> None:
+    predictor = MaskPredictor(torch.zeros(2, 2, 8), labels=3, width=16)
+    summaries = 50 * torch.randn(5, 3, 17)
+    predictor.scale_to(summaries)
+    inner = predictor.mix(predictor.project(summaries / predictor.unit).flatten(1))
+    torch.testing.assert_close(inner.square().mean(), torch.ones(()))
 
 
 @pytest.mark.slow
