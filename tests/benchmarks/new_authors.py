@@ -13,9 +13,9 @@ The fits of the seen authors are those of ``authors.py``, in fp32. Masks of a ne
 as ``lightning-pelt profiles add`` trains them, by AdamW with a warmup of 6%, a linear decay and a
 clipped gradient, from the mean of the seen masks or from the predicted ones.
 
-With seed 0, two networks were compared on the selection rows (92, a standard error of 5 points): 200
-steps without mixed users and with summaries divided by their root mean square had 70.7, and the
-defaults 73.9; the mean of the seen masks had 65.2. Differences from the mean times 2 or 3 were
+With seed 0, two networks were compared on the selection rows (92, a standard error of 5 points):
+200 steps without mixed users and with summaries divided by their root mean square had 70.7, and
+the defaults 73.9; the mean of the seen masks had 65.2. Differences from the mean times 2 or 3 were
 worse with both. Not tuned: everything else, the fits of new authors among it.
 """
 
