@@ -49,6 +49,6 @@ def strategy_costs(letter: str, anatomy: Anatomy) -> dict[Block, Cost | None]:
         sites: dict[Block, list[Site]] = {}
         for site in method.where(anatomy):
             if site.block is not None:
-                sites.setdefault((site.stack, site.block), []).append(site)
+                sites.setdefault(Block(site.stack, site.block), []).append(site)
         anatomy.memo[key] = {block: method.cost(here) for block, here in sites.items()}
     return anatomy.memo[key]
