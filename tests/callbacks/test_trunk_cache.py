@@ -169,8 +169,12 @@ def test_evaluations_agree_and_use_it(tmp_path: Path, tiny: str) -> None:
         assert found == pytest.approx(whole, abs=1e-6)
     tested = cached.test(module, data, verbose=False)[0]
     assert tested == pytest.approx(run.test(module, data, verbose=False)[0], abs=1e-6)
-    predicted = cached.predict(module, data)
-    assert str(predicted) == str(run.predict(module, data))
+    predicted, expected = (
+        [row for batch in each.predict(module, data) for row in batch] for each in (cached, run)
+    )
+    assert [row["label"] for row in predicted] == [row["label"] for row in expected]
+    for row, like in zip(predicted, expected, strict=True):  # the last bit differs on some processors
+        assert row["probabilities"] == pytest.approx(like["probabilities"], abs=1e-6)
 
 
 def test_a_run_resumes_on_it(tmp_path: Path, tiny: str) -> None:
@@ -435,7 +439,7 @@ def test_a_run_that_fails(tmp_path: Path, tiny: str) -> None:
     assert not any("forward" in vars(each) for each in module.modules())
     assert [*(tmp_path / "trunk").glob("*/*.safetensors")]  # what was computed is kept
     ids = torch.tensor([[3, 4, 5]])
-    assert torch.equal(fail.copy.eval()(ids).logits, module.model.eval()(ids).logits)
+    torch.testing.assert_close(fail.copy.eval()(ids).logits, module.model.eval()(ids).logits)
 
 
 def test_its_size_is_logged_and_told(
