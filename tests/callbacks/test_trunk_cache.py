@@ -173,7 +173,8 @@ def test_evaluations_agree_and_use_it(tmp_path: Path, tiny: str) -> None:
         [row for batch in each.predict(module, data) for row in batch] for each in (cached, run)
     )
     assert [row["label"] for row in predicted] == [row["label"] for row in expected]
-    for row, like in zip(predicted, expected, strict=True):  # the last bit differs on some processors
+    # The last bits differ on some processors.
+    for row, like in zip(predicted, expected, strict=True):
         assert row["probabilities"] == pytest.approx(like["probabilities"], abs=1e-6)
 
 
