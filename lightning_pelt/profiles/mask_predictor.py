@@ -42,7 +42,6 @@ class MaskPredictor(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.sizes = {"labels": labels, "width": width, "rank": rank, "hidden": hidden}
         self.register_buffer("start", start.detach().clone())
         self.register_buffer("unit", torch.ones(()))
         self.project = nn.Linear(width + 1, rank, bias=False)

@@ -37,7 +37,7 @@ def save_predictor(predictor: MaskPredictor, path: str | Path, attachment: Attac
     """
     path = checked_path(path)
     tensors = {name: value.cpu().contiguous() for name, value in predictor.state_dict().items()}
-    entry = {"format": FORMAT, "sizes": predictor.sizes, "tensors": digest_of(tensors)}
+    entry = {"format": FORMAT, "tensors": digest_of(tensors)}
     header = {HEADER: json.dumps({**entry, **belongs_to(attachment)})}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, lambda aside: save_file(tensors, aside, metadata=header))
@@ -66,7 +66,10 @@ def load_predictor(path: str | Path, attachment: Attachment) -> MaskPredictor:
                 "checkpoint with `lightning-pelt profiles learn-instant`"
             )
     with naming_file(path):
-        predictor = MaskPredictor(tensors["start"], **header["sizes"])
+        # Sizes are those of the tensors, so that a file cannot ask for more memory than it has.
+        (rank, inputs), (hidden, mixed) = (tensors[f"{n}.weight"].shape for n in ("project", "mix"))
+        sizes = {"labels": mixed // rank, "width": inputs - 1, "rank": rank, "hidden": hidden}
+        predictor = MaskPredictor(tensors["start"], **sizes)
         predictor.load_state_dict(tensors)
     return predictor.eval()
 

@@ -1,6 +1,6 @@
 """Masks of authors that no training has seen, from their texts in one forward pass.
 
-    python tests/benchmarks/new_authors.py --data FOLDER --seeds 0 --out FOLDER
+    python tests/benchmarks/new_authors.py --data FOLDER --seeds '[0]' --out FOLDER
 
 A seed divides the 28 authors of ``huffpost_authors``: 15 are seen, and train the head, the adapter
 for all, the masks with their head and norms, and the network that predicts masks; 5 are there to
