@@ -117,7 +117,7 @@ def lead(settings: Settings, command: Sequence[str]) -> SearchState:
         ledger.finished = True
         page = report(state, outcomes)
         tracker.end(state, outcomes, page)
-    recipes = write_recipes(settings, state)
+    recipes = write_recipes(settings, state, outcomes)
     print(f"found: {state.found!r}\nreport: {page}")
     print("\n".join(f"recipe: {recipe}" for recipe in recipes))
     return state

@@ -20,7 +20,7 @@ class Candidate:
 
     Attributes:
         name: ``found``, or the name of the reference design.
-        design: the design at the final budget.
+        design: the design at the final budget, or at the one that it reaches if it cannot fill it.
         parameters: number of parameters that it trains, without the head; below the budget if the
             design cannot fill it.
         target: the budget as a number of parameters.
@@ -102,4 +102,6 @@ class FinalComparison:
             )
             for task in self.tasks
         }
+        if not solution.within:
+            design = Design(**{**Design.init_args(design), "budget": solution.total})
         return Candidate(name, design, solution.total, solution.target, jobs)

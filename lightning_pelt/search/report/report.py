@@ -78,7 +78,7 @@ def write_report(
     lines = [
         f"# Design search: {settings.name}",
         "",
-        *_best_plan(state, outcomes),
+        *_recommendation(state, outcomes),
         *_progress(state),
         *_searched(settings, space),
         *found_design(state, draw),
@@ -95,11 +95,11 @@ def write_report(
     return path
 
 
-def _best_plan(state: SearchState, outcomes: Outcomes) -> list[str]:
+def _recommendation(state: SearchState, outcomes: Outcomes) -> list[str]:
     """What to use, before how it was found."""
     if state.comparison is None or not state.finished:
         return []
-    return sections.best_plan(candidate_scores(state.comparison, outcomes))
+    return sections.recommendation(candidate_scores(state.comparison, outcomes))
 
 
 def _progress(state: SearchState) -> list[str]:

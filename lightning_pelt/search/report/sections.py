@@ -8,14 +8,15 @@ from math import isfinite, nan
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from lightning_pelt.plans.design_space.strategies import STRATEGIES
 from lightning_pelt.search.greedy_search import SWAPS
 from lightning_pelt.search.report.summary import (
     CandidateScores,
     Estimate,
+    best_plan,
     difference,
     eliminated_after,
     estimate,
+    plan_place,
     rank_table,
 )
 from lightning_pelt.search.search_state import StageRecord
@@ -192,40 +193,32 @@ def final_comparison(plans: Sequence[CandidateScores]) -> list[str]:
     return lines + _differences(plans)
 
 
-def best_plan(plans: Sequence[CandidateScores]) -> list[str]:
+def recommendation(plans: Sequence[CandidateScores]) -> list[str]:
     """The plan with the best mean over tasks, and those that are within noise of it."""
-    names = {plan.name: _place(plan, plans[0]) for plan in plans}
-    known = [plan for plan in plans if isfinite(estimate(plan.overall).mean)]
-    if not known:
+    best = best_plan(plans)
+    if best is None:
         return []
-    best = max(known, key=lambda plan: estimate(plan.overall).mean)
+    known = [plan for plan in plans if isfinite(estimate(plan.overall).mean)]
     others = [plan for plan in known if plan is not best]
-    close = [names[plan.name] for plan in others if not difference(best, plan).low > 0]
-    text = f"**Use {names[best.name]}**: {spread(estimate(best.overall))} points."
+    close = [plan_place(plan) for plan in others if not difference(best, plan).low > 0]
+    text = f"**Use {plan_place(best)}**: {spread(estimate(best.overall))} points."
     if close:
         verb = "are" if len(close) > 1 else "is"
         text += f" Within noise of it {verb}: {listed(close)}."
     return [f"{text} {len(known)} plans were compared, of at most {best.target:,} parameters.", ""]
 
 
-def _place(plan: CandidateScores, found: CandidateScores) -> str:
-    if plan is found:
-        return f"the {plan.title}"
-    return f"{plan.title} in every block" if plan.title in STRATEGIES.values() else plan.title
-
-
 def _differences(plans: Sequence[CandidateScores]) -> list[str]:
     found, others = plans[0], plans[1:]
     gaps = {other.title: difference(found, other) for other in others}
     rows = [[title, *_gap(gap), gap.count] for title, gap in gaps.items()]
-    means = {plan.title: estimate(plan.overall).mean for plan in plans}
-    best = max((t for t in means if isfinite(means[t])), key=lambda t: means[t], default=None)
+    best = best_plan(plans)
     if not others or best is None:
         return []
     unsure = [title for title, gap in gaps.items() if not (gap.low > 0 or gap.high < 0)]
-    first = best == found.title
-    text = f"The best mean is that of the {best}. " if first else (
-        f"The best mean is not the found design's but that of {best}. ")  # fmt: skip
+    first = best is found
+    text = f"The best mean is that of the {best.title}. " if first else (
+        f"The best mean is not the found design's but that of {best.title}. ")  # fmt: skip
     if unsure:
         whose = "Its difference" if first else "The found design's difference"
         text += f"{whose} to {listed(unsure)} is within noise."

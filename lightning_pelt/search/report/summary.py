@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isfinite, nan
 from statistics import fmean
 
 import numpy as np
@@ -198,6 +198,19 @@ def plan_title(name: str) -> str:
     if all(letter in STRATEGIES for letter in name):
         return " + ".join(STRATEGIES[letter] for letter in name)
     return name
+
+
+def best_plan(plans: Sequence[CandidateScores]) -> CandidateScores | None:
+    """The plan with the best mean over tasks; None if no plan has one yet."""
+    known = [plan for plan in plans if isfinite(estimate(plan.overall).mean)]
+    return max(known, key=lambda plan: estimate(plan.overall).mean, default=None)
+
+
+def plan_place(plan: CandidateScores) -> str:
+    """A plan within a sentence: ``the found design``, ``LoRA in every block``."""
+    if plan.name == FOUND:
+        return f"the {plan.title}"
+    return f"{plan.title} in every block" if plan.title in STRATEGIES.values() else plan.title
 
 
 def rank_table(plans: Sequence[CandidateScores]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Recipes of the found design for ``lightning-pelt fit``, one file for each task."""
+"""Recipes of the best plan for ``lightning-pelt fit``, one file for each task."""
 
 from __future__ import annotations
 
@@ -13,33 +13,42 @@ import yaml
 from lightning_pelt.data import RowsDataModule
 from lightning_pelt.plans.design_space import Design
 from lightning_pelt.plans.design_space.strategies import template
+from lightning_pelt.search.queue.job import Outcomes
+from lightning_pelt.search.report.summary import best_plan, candidate_scores, plan_place
 from lightning_pelt.search.search_state import SearchState
 from lightning_pelt.search.settings import Settings
 from lightning_pelt.search.task_settings import FitSettings
 from lightning_pelt.utils.files import write_aside
 
 
-def write_recipes(settings: Settings, state: SearchState) -> list[Path]:
+def write_recipes(settings: Settings, state: SearchState, outcomes: Outcomes) -> list[Path]:
     """Write ``winner_<task>.yaml`` for every task to the folder of the reports.
+
+    The winner is the plan that the report recommends: the one with the best mean in the final
+    comparison, at the final budget. It need not be the found design.
 
     Args:
         settings: of the search; backbone, data, learning rates and length of its fits go into the
             recipes.
-        state: final state of the search; the found design is taken at the final budget.
+        state: final state of the search.
+        outcomes: by the key of the job.
 
     Returns:
         Paths of the recipes.
 
     Raises:
-        ValueError: the search has not found a design yet.
+        ValueError: the search is not finished.
     """
     if state.comparison is None:
         raise ValueError("there is no design to write yet: the search is not finished")
     settings.folder.mkdir(parents=True, exist_ok=True)
+    scores = candidate_scores(state.comparison, outcomes)
+    best = best_plan(scores) or scores[0]  # the found design, if all fits diverged
+    (candidate,) = [each for each in state.comparison.candidates if each.name == best.name]
     paths = [settings.folder / f"winner_{name}.yaml" for name in settings.tasks]
     for name, path in zip(settings.tasks, paths, strict=True):
-        made = recipe(settings, name, state.comparison.candidates[0].design)
-        text = _header(settings, name, path) + yaml.safe_dump(
+        made = recipe(settings, name, candidate.design)
+        text = _header(settings, plan_place(best), name, path) + yaml.safe_dump(
             made, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
         )
         write_aside(path, partial(_write, text))
@@ -110,10 +119,11 @@ def _length(fit: FitSettings) -> dict[str, int | None]:
     return {"max_steps": steps, "val_check_interval": steps, "check_val_every_n_epoch": None}
 
 
-def _header(settings: Settings, name: str, path: Path) -> str:
+def _header(settings: Settings, plan: str, name: str, path: Path) -> str:
     return (
-        f"# Found by the search {settings.name!r} ({settings.method}, seed {settings.seed}) on "
-        f"{settings.backbone},\n# for the task {name!r}; see report.md in this folder.\n"
+        f"# {plan}: the best plan of the search {settings.name!r} ({settings.method}, seed "
+        f"{settings.seed})\n# on {settings.backbone}, here for the task {name!r}.\n"
+        "# See report.md in this folder.\n"
         f"#   lightning-pelt fit --config {path.name}\n"
     )
 

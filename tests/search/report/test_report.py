@@ -20,7 +20,7 @@ from small import Sentences
 from lightning_pelt import Design
 from lightning_pelt.cli import base as cli
 from lightning_pelt.data import GLUE
-from lightning_pelt.search.final_comparison import FinalComparison
+from lightning_pelt.search.final_comparison import FOUND, FinalComparison
 from lightning_pelt.search.gate_search import GateSearch, gate_metric
 from lightning_pelt.search.greedy_search import FRESH, GreedySearch
 from lightning_pelt.search.queue.job import Job, Outcome
@@ -481,8 +481,8 @@ class Reading(cli.PELTCLI):
         pass
 
 
-def test_recipes_parse_and_resolve_to_the_found_plan(played: Played, tmp_path: Path) -> None:
-    state = played[1]
+def test_recipes_parse_and_resolve_to_the_best_plan(played: Played, tmp_path: Path) -> None:
+    _, state, outcomes = played
     assert state.comparison is not None
     made = settings(
         tasks={
@@ -492,9 +492,9 @@ def test_recipes_parse_and_resolve_to_the_found_plan(played: Played, tmp_path: P
         fit=FitSettings(max_epochs=3, lr=2e-3, lrs={"prefix": 1e-2, "gate": 1e-1}, warmup=0.1),
         output=str(tmp_path),
     )
-    paths = write_recipes(made, state)
+    paths = write_recipes(made, state, outcomes)
     assert [path.name for path in paths] == ["winner_sst2.yaml", "winner_cola.yaml"]
-    assert paths[0].read_text().startswith("# Found by the search 'search' (racing, seed 0)")
+    assert paths[0].read_text().startswith("# the found design: the best plan of the search")
     read = cli.main(["fit", f"--config={paths[0]}"], Reading)
     assert isinstance(read.model.plan, Design)
     (job, *_) = state.comparison.candidates[0].jobs["tone"]
@@ -522,7 +522,7 @@ def test_a_recipe_of_steps_fits_and_keeps_its_last_weights(
         tasks={"sst2": task}, fit=FitSettings(max_steps=3), accelerator="cpu", output=str(tmp_path)
     )
     made = dataclasses.replace(made, backbone=simulated.backbone(tmp_path / "bert"))
-    (path,) = write_recipes(made, played[1])
+    (path,) = write_recipes(made, *played[1:])
     monkeypatch.chdir(tmp_path)
     cli.main(["fit", f"--config={path}", "--trainer.enable_progress_bar=false"])
     assert len([*(tmp_path / "runs" / "winner_sst2").rglob("*.ckpt")]) == 1
@@ -530,7 +530,25 @@ def test_a_recipe_of_steps_fits_and_keeps_its_last_weights(
 
 def test_recipes_need_a_found_design() -> None:
     with pytest.raises(ValueError, match="not finished"):
-        write_recipes(settings(), SearchState())
+        write_recipes(settings(), SearchState(), {})
+
+
+@pytest.mark.parametrize(("name", "place"), [("L", "LoRA in every block"), ("B", "BitFit in")])
+def test_recipes_are_of_a_reference_design_that_scored_better(
+    played: Played, tmp_path: Path, name: str, place: str
+) -> None:
+    """BitFit cannot fill the budget: its recipe has the budget that it reaches."""
+    _, state, outcomes = played
+    assert state.comparison is not None
+    (candidate,) = [each for each in state.comparison.candidates if each.name == name]
+    better = {job.key: Outcome(100.0, 1.0) for jobs in candidate.jobs.values() for job in jobs}
+    made = settings(tasks={"tone": TaskSettings(lambda b, **k: GLUE(b, "sst2", **k))})
+    made = dataclasses.replace(made, output=str(tmp_path))
+    (path,) = write_recipes(made, state, outcomes | better)
+    assert place in path.read_text()
+    read = cli.main(["fit", f"--config={path}"], Reading)
+    (job, *_) = candidate.jobs["tone"]
+    assert read.model.plan.resolved(simulated.anatomy()).to_config() == job.plan
 
 
 def test_a_figure_that_cannot_be_drawn_does_not_end_the_search(
@@ -557,8 +575,9 @@ def test_the_report_begins_with_the_plan_to_use() -> None:
         "S4": [79.0, 79.1],
         "BitFit": [None, 60.0],
     }
-    plans = [CandidateScores(n, n, 1, 1200, {"t": s}) for n, s in scores.items()]
-    (line, _) = sections.best_plan(plans)
+    names = {"found design": FOUND}
+    plans = [CandidateScores(names.get(n, n), n, 1, 1200, {"t": s}) for n, s in scores.items()]
+    (line, _) = sections.recommendation(plans)
     assert line == (
         "**Use LoRA in every block**: 80.00 ± 0.00 points. Within noise of it are: the found "
         "design and BitFit in every block. 4 plans were compared, of at most 1,200 parameters."
