@@ -163,10 +163,12 @@ class PELTCLI(LightningCLI):
         if isinstance(data, RowsDataModule) and "test" not in data.splits:
             rank_zero_info(f"not tested: {type(data).__name__} has no test rows; give --data.test")
         else:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            self.trainer.test(
-                self.model, datamodule=self.datamodule, ckpt_path="best" if best else None
-            )
+            self.trainer.test(self.model, datamodule=data, ckpt_path=self.tested_checkpoint())
+
+    def tested_checkpoint(self) -> str | None:
+        """What is tested after a fit: the best checkpoint; without one, the last step."""
+        found = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        return "best" if found else None
 
 
 def build_model(options: Namespace, labels: list[str] | None) -> PELTModule:

@@ -71,7 +71,21 @@ def load_predictor(path: str | Path, attachment: Attachment) -> MaskPredictor:
         sizes = {"labels": mixed // rank, "width": inputs - 1, "rank": rank, "hidden": hidden}
         predictor = MaskPredictor(tensors["start"], **sizes)
         predictor.load_state_dict(tensors)
+        _check(predictor, sizes["labels"], mixed % rank, attachment)
     return predictor.eval()
+
+
+def _check(predictor: MaskPredictor, labels: int, rest: int, attachment: Attachment) -> None:
+    """Raise a ``ValueError`` for values or sizes that cannot predict masks of the model."""
+    model = attachment.model
+    if wrong := [n for n, value in predictor.state_dict().items() if not value.isfinite().all()]:
+        raise ValueError(f"{wrong[0]} has values that are not finite: train the network again")
+    masks, classes = masks_of(model).logits[0], model.config.num_labels
+    if rest or labels != classes or predictor.start.shape != masks.shape:
+        raise ValueError(
+            f"it predicts {tuple(predictor.start.shape)} logits from {labels} labels, the model "
+            f"has {tuple(masks.shape)} and {classes}: train the network on this checkpoint"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -88,10 +102,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     header = parse_json(text, path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict):
         raise ValueError(
             f"{path} is a safetensors file, but not one of `lightning-pelt profiles "
-            f"learn-instant`: its header has no {HEADER!r} of format {FORMAT}"
+            f"learn-instant`: its header has no {HEADER!r}"
+        )
+    if (found := header.get("format")) != FORMAT:
+        raise ValueError(
+            f"{path} has the format {found}, and this version reads {FORMAT}: train the network "
+            "again with `lightning-pelt profiles learn-instant`, or use the version that wrote it"
         )
     if digest_of(tensors) != header.get("tensors"):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -13,6 +13,7 @@ from lightning_pelt.attach import Attachment, find_attachments
 # Rates of full fine-tuning end here; those of submodules begin at about 1e-4.
 TINY_RATE = 5e-5
 TUNERS = ("lightning.pytorch.tuner", "pytorch_lightning.tuner")
+Groups = dict[str, list[nn.Parameter]]  # by the name of the method, the head or the base
 PATIENCE = 3  # backward passes in which a part of the model may be skipped by chance
 
 
@@ -21,9 +22,13 @@ class LearningCheck:
 
     The owner, a module or a callback, calls :meth:`on_fit_start` and :meth:`on_after_backward` in
     its hooks of these names. Nothing is raised: a run may leave a part untrained on purpose.
+
+    Args:
+        only: the parameters that the owner trains, if it freezes the others itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, only: Callable[[], Iterable[nn.Parameter]] | None = None) -> None:
+        self._only = only
         self._steps_left = 0
         self._silent: dict[str, list[nn.Parameter]] = {}
 
@@ -38,7 +43,7 @@ class LearningCheck:
         first, self._steps_left = self._steps_left == PATIENCE, self._steps_left - 1
         if first:
             held = {p: g for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
-            self._silent = _check_optimizers(trainer, module, held)
+            self._silent = _check_optimizers(self._groups(module), module, held)
         self._silent = {
             name: without
             for name, parameters in self._silent.items()
@@ -51,24 +56,32 @@ class LearningCheck:
             self._steps_left = 0
         elif reported:
             self._steps_left = 0
-            _warn_of_no_gradient(module, reported)
+            _warn_of_no_gradient(self._groups(module), module, reported)
 
     def _all_silent(self, module: LightningModule) -> dict[str, list[nn.Parameter]]:
         """The methods that got no gradient at all, although one pass should reach everything."""
         if not module.automatic_optimization:
             return {}
-        groups = dict(_groups(module))
+        groups = self._groups(module)
         return {n: ps for n, ps in self._silent.items() if len(ps) == len(groups[n])}
+
+    def _groups(self, module: LightningModule) -> Groups:
+        groups = dict(_attached_groups(module))
+        if self._only is None:
+            return groups
+        own = set(self._only())
+        own_groups = {name: [p for p in ps if p in own] for name, ps in groups.items()}
+        return {name: parameters for name, parameters in own_groups.items() if parameters}
 
 
 def _check_optimizers(
-    trainer: Trainer, module: LightningModule, held: dict[nn.Parameter, dict]
+    groups: Groups, module: LightningModule, held: dict[nn.Parameter, dict]
 ) -> dict[str, list[nn.Parameter]]:
     """Warn of what no optimizer holds; returns the parameters that should get gradients."""
     watched: dict[str, list[nn.Parameter]] = {}
     if not any(parameter in held for parameter in module.parameters()):
         return watched  # the strategy has flattened the parameters
-    for name, parameters in _groups(module):
+    for name, parameters in groups.items():
         absent = [p for p in parameters if p not in held]
         frozen = [p for p in parameters if p in held and not p.requires_grad]
         if absent:
@@ -123,8 +136,7 @@ def _warn_of_rates(module: LightningModule, held: dict[nn.Parameter, dict]) -> N
         )
 
 
-def _warn_of_no_gradient(module: LightningModule, silent: dict[str, list[nn.Parameter]]) -> None:
-    groups = dict(_groups(module))
+def _warn_of_no_gradient(groups: Groups, module: LightningModule, silent: Groups) -> None:
     for name, without in silent.items():
         _warn(
             f"{_share(without, groups[name])} parameters of {name} got no gradient, so they do not "
@@ -155,7 +167,7 @@ def _by_batch(module: LightningModule) -> set[str]:
     }
 
 
-def _groups(module: LightningModule) -> Iterator[tuple[str, list[nn.Parameter]]]:
+def _attached_groups(module: LightningModule) -> Iterator[tuple[str, list[nn.Parameter]]]:
     """The trained parameters of every attached model, by a name for people."""
     found: dict[str, Attachment] = find_attachments(module)
     for path, attachment in found.items():

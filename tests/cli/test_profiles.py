@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -22,7 +23,7 @@ from lightning_pelt.data import ProfileDataModule
 from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of, top_k
 from lightning_pelt.profiles.mask_predictor_file import load_predictor
 from lightning_pelt.profiles.mask_predictor_training import predict_logits
-from lightning_pelt.profiles.model_profiles import heads_of, read_profile
+from lightning_pelt.profiles.model_profiles import heads_of, read_profile, write_profile
 from lightning_pelt.profiles.serving.loading import load_model, open_store
 from lightning_pelt.profiles.store import ProfileStore
 
@@ -320,6 +321,30 @@ def test_an_instant_profile_is_that_of_the_network(
     assert (first.masks.sum(-1) == 5).all()
     assert (still.masks == first.masks).all()
     assert not (refined.masks == first.masks).all()
+
+
+@pytest.mark.slow
+def test_what_is_tested_after_refining_is_what_is_stored(
+    learned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last step, where the recipe keeps a checkpoint of another one; and nothing is warned."""
+    options = ["--test_after_fit=true", "--data.test=more.csv", "--model.lr=0.5"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*do not learn")
+        add(learned, "--store=i.db", "--instant=net.safetensors", "--refine_steps=7", *options)
+    loss = re.search(r"test/loss\W+([\d.]+)", capsys.readouterr().out)
+    with ProfileStore("i.db") as store:
+        profile = store.get("dora")
+    module = load_model(learned)
+    write_profile(module.model, 0, profile)
+    module.eval()
+    data = ProfileDataModule("bert", train="more.csv", dev_share=0, max_length=16)
+    batch = data.collate()(data.examples("train"))
+    batch["profile"] = torch.zeros_like(batch["labels"])
+    with torch.no_grad():
+        expected = module.task.step(module.model, batch)[0]
+    assert loss is not None
+    assert float(loss[1]) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,13 @@ from lightning_pelt.methods.xpeft.masks import masks_of, profiles_of
 from lightning_pelt.profiles import read_profile
 from lightning_pelt.profiles.evidence import evidence, mean_logits, selected
 from lightning_pelt.profiles.mask_predictor import MaskPredictor
-from lightning_pelt.profiles.mask_predictor_file import load_predictor, save_predictor
+from lightning_pelt.profiles.mask_predictor_file import (
+    FORMAT,
+    HEADER,
+    belongs_to,
+    load_predictor,
+    save_predictor,
+)
 from lightning_pelt.profiles.mask_predictor_training import (
     Episodes,
     batches,
@@ -27,6 +35,7 @@ from lightning_pelt.profiles.mask_predictor_training import (
     usable_users,
 )
 from lightning_pelt.tasks import Regression
+from lightning_pelt.utils.adapter_format import digest_of
 
 SHORT = Episodes(steps=3, users=2, rows=2, rank=2, hidden=3)
 
@@ -222,6 +231,30 @@ def test_a_network_of_another_bank_or_model_is_refused(
         load_predictor(saved[1], module.attachment)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("unit", lambda t: t * torch.nan, r"net\.safetensors: unit has values that are not finite"),
+        ("project.weight", lambda t: t[:1], r"from 6 labels, the model has .* and 3"),
+        ("start", lambda t: t[:1], "Error|logits from 3 labels"),
+    ],
+)
+def test_a_file_that_cannot_predict_masks_of_the_model_is_refused(
+    module: PELTModule,
+    saved: tuple[MaskPredictor, Path],
+    name: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    message: str,
+) -> None:
+    """Its digest is right: so it was written."""
+    path, tensors = saved[1], load_file(saved[1])
+    tensors[name] = change(tensors[name]).clone()
+    entry = {"format": FORMAT, "tensors": digest_of(tensors), **belongs_to(module.attachment)}
+    save_file(tensors, path, metadata={HEADER: json.dumps(entry)})
+    with pytest.raises(ValueError, match=message):
+        load_predictor(path, module.attachment)
+
+
 def test_a_damaged_or_foreign_file_is_refused(
     module: PELTModule, saved: tuple[MaskPredictor, Path]
 ) -> None:
@@ -237,6 +270,10 @@ def test_a_damaged_or_foreign_file_is_refused(
         load_predictor(path, module.attachment)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="but not one of `lightning-pelt profiles learn-instant`"):
+        load_predictor(path, module.attachment)
+    header = {HEADER: json.dumps({"format": "2", "tensors": digest_of(tensors)})}
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(ValueError, match="has the format 2, and this version reads 1: train"):
         load_predictor(path, module.attachment)
     with pytest.raises(FileNotFoundError, match="there is no network"):
         load_predictor(path.with_name("none.safetensors"), module.attachment)

@@ -94,6 +94,10 @@ class Add(StoreCommand):
         if self.predictor is None or self.config.fit.refine_steps:
             self.trainer.fit(**given)
 
+    def tested_checkpoint(self) -> str | None:
+        """With a predictor, what is stored is the last step, so that this is what is tested."""
+        return super().tested_checkpoint() if self.predictor is None else None
+
     def after_fit(self) -> None:
         super().after_fit()
         if not self.trainer.is_global_zero:

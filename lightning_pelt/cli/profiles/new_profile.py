@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,15 +14,20 @@ from lightning_pelt.data.profile_data import PROFILE
 from lightning_pelt.methods.xpeft.masks import masks_of
 from lightning_pelt.plans import Plan
 from lightning_pelt.profiles.model_profiles import heads_of
+from lightning_pelt.training.learning_check import LearningCheck
 from lightning_pelt.training.module import PELTModule
 
 
 class NewProfileModule(PELTModule):
     """A model with one profile, which trains nothing but the parameters of that profile."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.learning = LearningCheck(only=lambda: chain(*_own(self)))
+
     def configure_model(self) -> None:
         super().configure_model()
-        own = {parameter for values in _own(self) for parameter in values}
+        own = {*chain(*_own(self))}
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in own)
 

@@ -1,19 +1,33 @@
-"""Banks, packed profiles, stores, exports and requests."""
+"""Banks, predictors of masks, packed profiles, stores, exports and requests."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
+import torch
 from fuzz.mutators import TEXT
 from fuzz.target import Target
 from methods.xpeft.adapters import HUB, hub_folder
 from profiles.samples import random_profile
+from torch import Tensor, nn
 
-from lightning_pelt import TrainedBank, load_bank, save_bank
+from lightning_pelt import (
+    XPEFT,
+    Plan,
+    RandomBank,
+    TrainedBank,
+    attach,
+    load_bank,
+    save_bank,
+)
+from lightning_pelt.methods.xpeft.masks import masks_of
+from lightning_pelt.profiles.mask_predictor import MaskPredictor
+from lightning_pelt.profiles.mask_predictor_file import load_predictor, save_predictor
 from lightning_pelt.profiles.profile import Profile
 from lightning_pelt.profiles.serving.request_validation import (
     PATH,
@@ -22,6 +36,7 @@ from lightning_pelt.profiles.serving.request_validation import (
     texts_of,
 )
 from lightning_pelt.profiles.store import ProfileStore, UnknownProfile
+from lightning_pelt.testing import tiny_bert
 from lightning_pelt.utils.adapter_format import digest_of
 
 IDS = ("ann", "bob", "cleo")
@@ -45,6 +60,69 @@ class BankFile(Target):
         parts = {"A": bank.A, "B": bank.B, "a": bank.a_bias, "b": bank.b_bias}
         tensors = {name: part for name, part in parts.items() if part is not None}
         return bank.digest, bank.width, digest_of(tensors)
+
+
+class Predictor(Target):
+    """Half of the changes are made before the digest: the file is as its writer made it."""
+
+    name = "load_predictor"
+
+    def __init__(self) -> None:
+        xpeft = XPEFT(bank=RandomBank(size=6), k=2, bottleneck=4, profiles=2)
+        self.attachment = attach(tiny_bert(), Plan.uniform(xpeft), seed=0)
+
+    def write(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        logits = masks_of(self.attachment.model).logits[0]
+        self.save(MaskPredictor(logits, labels=3, width=16, rank=2, hidden=3), folder)
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        save_predictor(cast("MaskPredictor", network), folder / "net.safetensors", self.attachment)
+
+    def change(self, folder: Path, draw: Random) -> str:
+        if draw.random() < 0.5:
+            return super().change(folder, draw)
+        tensors = load_predictor(folder / "net.safetensors", self.attachment).state_dict()
+        name = draw.choice(list(tensors))
+        changes: dict[str, Callable[[Tensor], Tensor]] = {
+            "empty": lambda t: t.flatten()[:0].reshape(*(0 for _ in t.shape)),
+            "flat": lambda t: t.flatten(),
+            "halved": lambda t: t[: len(t) // 2] if t.ndim else t[None],
+            "nan": lambda t: torch.full_like(t, torch.nan),
+            "int64": lambda t: t.long(),
+            "float16": lambda t: t.half(),
+        }
+        change = draw.choice(["dropped", "added", *changes])
+        if change in changes:
+            tensors[name] = changes[change](tensors[name])
+        else:
+            value = tensors.pop(name)
+            tensors |= {"other": value.clone(), name: value} if change == "added" else {}
+        self.save(Values(tensors), folder)
+        return f"{name} {change}"
+
+    def load(self, folder: Path) -> Any:
+        network = load_predictor(folder / "net.safetensors", self.attachment)
+        return digest_of(network.state_dict())
+
+    def state(self) -> Any:
+        return digest_of(self.attachment.model.state_dict())
+
+    def problem(self, folder: Path, result: Any) -> str | None:
+        network = load_predictor(folder / "net.safetensors", self.attachment)
+        values = network(torch.ones(1, 3, 17))
+        return None if values.isfinite().all() else "it predicts what is not finite"
+
+
+class Values(nn.Module):
+    """A module whose state is what it is given."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return self.values
 
 
 class PackedProfile(Target):
