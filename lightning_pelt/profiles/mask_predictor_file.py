@@ -80,6 +80,10 @@ def _check(predictor: MaskPredictor, labels: int, rest: int, attachment: Attachm
     model = attachment.model
     if wrong := [n for n, value in predictor.state_dict().items() if not value.isfinite().all()]:
         raise ValueError(f"{wrong[0]} has values that are not finite: train the network again")
+    if not predictor.unit > 0:  # summaries are divided by it
+        raise ValueError(
+            f"unit is {predictor.unit.item():g}, expected > 0: train the network again"
+        )
     masks, classes = masks_of(model).logits[0], model.config.num_labels
     if rest or labels != classes or predictor.start.shape != masks.shape:
         raise ValueError(

@@ -235,6 +235,7 @@ def test_a_network_of_another_bank_or_model_is_refused(
     ("name", "change", "message"),
     [
         ("unit", lambda t: t * torch.nan, r"net\.safetensors: unit has values that are not finite"),
+        ("unit", lambda t: t * 0, "unit is 0, expected > 0"),
         ("project.weight", lambda t: t[:1], r"from 6 labels, the model has .* and 3"),
         ("start", lambda t: t[:1], "Error|logits from 3 labels"),
     ],

@@ -85,7 +85,7 @@ class Predictor(Target):
         tensors = load_predictor(folder / "net.safetensors", self.attachment).state_dict()
         name = draw.choice(list(tensors))
         changes: dict[str, Callable[[Tensor], Tensor]] = {
-            "empty": lambda t: t.flatten()[:0].reshape(*(0 for _ in t.shape)),
+            "empty": lambda t: torch.zeros((0,) * t.ndim),
             "flat": lambda t: t.flatten(),
             "halved": lambda t: t[: len(t) // 2] if t.ndim else t[None],
             "nan": lambda t: torch.full_like(t, torch.nan),
