@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers  # its schedules import PEFT if installed, so not before one is used
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from tqdm import tqdm
-from transformers import PreTrainedModel, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from lightning_pelt.methods.xpeft.masks import profiles_of
 from lightning_pelt.methods.xpeft.method import PROFILE
@@ -138,7 +139,7 @@ def learn(
         torch.manual_seed(episodes.seed)
         predictor = _new(seen, users, start, episodes).to(module.device)
         optimizer = AdamW(predictor.parameters(), episodes.lr, weight_decay=episodes.weight_decay)
-        schedule = get_linear_schedule_with_warmup(optimizer, 0, episodes.steps)
+        schedule = transformers.get_linear_schedule_with_warmup(optimizer, 0, episodes.steps)
         for _ in tqdm(range(episodes.steps), unit=" steps", disable=not progress):
             drawn = episodes.draw(users, labels, random)
             query = torch.cat([rows for rows, _ in drawn])

@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+import transformers  # its schedules import PEFT if installed, so not before one is used
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_pelt.attach import Attachment, attach
 from lightning_pelt.attach.names import match_names
@@ -232,7 +233,7 @@ class PELTModule(LightningModule):
 
     def _schedule(self, optimizer: Optimizer) -> OwnSchedule:
         steps = schedule_steps(self.warmup, total_steps(self.trainer))
-        linear = get_linear_schedule_with_warmup(optimizer, *steps)
+        linear = transformers.get_linear_schedule_with_warmup(optimizer, *steps)
         return OwnSchedule(optimizer, linear.lr_lambdas)
 
     def on_fit_start(self) -> None:
