@@ -56,7 +56,7 @@ def test_every_listed_name_exists():
 
 
 @pytest.mark.slow
-def test_attaching_does_not_import_lightning(repository):
+def test_attaching_does_not_import_lightning_nor_the_module_peft(repository):
     code = """
 import sys
 from lightning_pelt import LoRA, UniPELT, attach
@@ -66,6 +66,8 @@ config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attent
 assert attach(BertModel(config), UniPELT()).gates
 heavy = {"lightning", "pytorch_lightning", "torchmetrics", "datasets", "wandb", "matplotlib"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
+from lightning_pelt import PELTModule
+assert not {"peft", "bitsandbytes"} & set(sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True
